@@ -1,0 +1,1 @@
+"""Global covariance pooling for image classification in MindSpore."""
