@@ -1,0 +1,18 @@
+"""Errors that a user can act on."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """An expected failure: its message is one clear line for the user.
+
+    Attributes:
+        exit_code: 2 for a usage or configuration error, 1 for a failure while running.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        if exit_code is not None:
+            self.exit_code = exit_code
