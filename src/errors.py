@@ -1,11 +1,24 @@
-"""Errors that a user can put right: reported as one line, without a traceback."""
+"""Errors that a user can act on."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """An expected failure (bad input, full disk, wrong file): its message is one line for the user."""
+    """An expected failure: its message is one clear line for the user.
+
+    Attributes:
+        exit_code: 2 for a usage or configuration error, 1 for a failure while running.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class ConfigError(UserError, ValueError):
     """A configuration or usage error: which key, which value, where it was given, what is allowed."""
+
+    exit_code = 2
