@@ -1,4 +1,4 @@
-"""ResNet v1 in the torchvision arrangement (He et al., CVPR 2016), with the stride on a bottleneck's 3x3 convolution."""
+"""ResNet v1 (He et al., CVPR 2016) in the torchvision arrangement: the stride is on a bottleneck's 3x3 convolution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BasicBlock(nn.Cell):
 
 
 class Bottleneck(nn.Cell):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut: (N, in_channels, H, W) -> (N, 4 channels, H / stride, W / stride)."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut: (N, in_channels, H, W) -> (N, 4 channels, H / stride, W / stride)."""
 
     expansion = 4
 

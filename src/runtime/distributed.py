@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -247,12 +248,14 @@ def _wait_for_scheduler(scheduler: subprocess.Popen[bytes], address: tuple[str, 
 
 
 def _listens(port: int) -> bool:
-    """Whether a socket of this host listens on the port; asked of the kernel, since a test connection would count
-    as a worker that went away."""
+    """Whether a socket of this host listens on the port.
+
+    Asked of the kernel, since a test connection would count as a worker that went away.
+    """
     listening = "0A"
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            with open(table) as lines:
+            with Path(table).open() as lines:
                 next(lines)
                 for line in lines:
                     fields = line.split()

@@ -61,7 +61,7 @@ def git_revision(folder: Path) -> str | None:
 
 def environment_report(device_target: str, world_size: int) -> dict[str, Any]:
     """What a run needs to be repeated: versions, device, code revision, command line, number of ranks."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("mindspore", "numpy", "pyyaml", "mpi4py", "pillow"):
         try:
             versions[package] = importlib.metadata.version(package)
