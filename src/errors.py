@@ -22,3 +22,6 @@ class ConfigError(UserError, ValueError):
     """A configuration or usage error: which key, which value, where it was given, what is allowed."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # file names may hold line breaks

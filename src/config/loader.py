@@ -80,8 +80,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     layer = read_layer(path)
     apply_overrides(layer, overrides)
-    source = f"{path} and command line" if overrides else str(path)
-    config = layer.build(source)
+    return build_config(layer, path, overrides)
+
+
+def build_config(layer: Layer, path: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
+    """Returns the configuration of a file with the overrides applied to it, and logs the warnings.
+
+    Raises:
+        ConfigError: Keys contradict each other, or a value is not among the choices of the files.
+    """
+    config = layer.build(f"{path} and {COMMAND_LINE}" if overrides else str(path))
     layer.warn(config, str(path))
     return config
 

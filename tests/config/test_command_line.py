@@ -1,0 +1,129 @@
+"""Arguments, help, and exit codes of entry points."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.config import Config, ConfigError
+from src.config.command_line import parse_args
+from src.config.entry import run_entry_point
+from src.config.schema import options
+from src.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 5\n---\nseed: The seed of this file.\n---\nseed: [5, 6]\n", encoding="utf-8")
+    return path
+
+
+def test_both_forms_of_an_option(file):
+    config = parse_args([f"--config_path={file}", "--batch_size", "4", "--lr_max=0", "--run_eval", "False"], "Train.")
+    assert config == Config(seed=5, batch_size=4, lr_max=0, run_eval=False)
+    assert parse_args(["--config_path", str(file), "--seed=6", "--lr_init", "0.5"], "Train.").lr_init == 0.5
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["--config_path=FILE is missing"]),
+        (["--confg_path=x"], ["--confg_path", "closest: --config_path"]),
+        (["--config_path=FILE", "--batchsize=4"], ["'--batchsize'", "closest: --batch_size"]),
+        (["--config_path=FILE", "--batch_size"], ["--batch_size has no value"]),
+        (["--config_path=FILE", "--batch_size", "--seed=5"], ["--batch_size has no value"]),
+        (["--config_path=FILE", "seed=5"], ["'seed=5'", "--key=value"]),
+        (["--config_path=FILE", "-x"], ["'-x'"]),
+        (["--config_path=FILE", "--"], ["'--'"]),
+        (["--config_path=FILE", "--seed=7"], ["seed = 7", "must be one of 5, 6"]),
+        (["--config_path="], ["not a regular file"]),
+        (["--config_path=FILE", "--base=x"], ["--base"]),
+    ],
+)
+def test_bad_usage_is_one_line(file, argv, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_args([text.replace("FILE", str(file)) for text in argv], "Train.")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_required_keys(file):
+    argv = [f"--config_path={file}", "--data_path=images"]
+    with pytest.raises(ConfigError, match="--checkpoint_file_path is missing"):
+        parse_args(argv, "Evaluate.", required=["data_path", "checkpoint_file_path"])
+    assert parse_args(argv, "Train.", required=["data_path"]).data_path == "images"
+
+
+def test_help_shows_every_key_with_the_values_of_the_file(file, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--help", f"--config_path={file}", "--batch_size=3"], "Trains a network.", ["data_path"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config_path=FILE --data_path=DATA_PATH" in text
+    assert "Trains a network." in text
+    for option in options().values():
+        assert f"\n  --{option.name}=" in text
+        assert f"\n{option.section}:" in text
+    assert "The seed of this file." in text
+    assert "allowed: 5, 6" in text
+    assert f"default: 5 ({file}:1)" in text
+    assert "default: 3 (command line)" in text
+    assert "--mode_name=GRAPH|PYNATIVE" in text
+    assert "--height=INT|null" in text
+
+
+def test_help_without_a_file_shows_the_built_in_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["-h", "--data_path=\udcff"], "Trains a network.")
+    assert "default: 64\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("data_path: bad"), 2, "error: data_path: bad"),
+        (UserError("disk is full"), 1, "error: disk is full"),
+        (UserError("interrupted by SIGTERM", exit_code=143), 143, "error: interrupted by SIGTERM"),
+        (
+            RuntimeError("first\nsecond\n\nC++ calls\n"),
+            1,
+            "error: RuntimeError: first second (--debug=True shows where)",
+        ),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(file, capsys, error, code, line):
+    def main(config):
+        raise error
+
+    assert run_entry_point(main, [f"--config_path={file}"], "Train.") == code
+    captured = capsys.readouterr()
+    assert captured.err == line + "\n"
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback(file, capsys):
+    def main(config):
+        raise ValueError("why")
+
+    assert run_entry_point(main, [f"--config_path={file}", "--debug=True"], "Train.") == 1
+    text = capsys.readouterr().err
+    assert "Traceback" in text
+    assert text.endswith("error: ValueError: why\n")
+
+
+def test_success_and_own_exit_codes(file):
+    argv = [f"--config_path={file}"]
+    assert run_entry_point(lambda config: None, argv, "Train.") == 0
+    assert run_entry_point(lambda config: 3, argv, "Train.") == 3
+    assert run_entry_point(lambda config: None, ["--help_me"], "Train.") == 2
+
+
+def test_the_package_does_not_load_mindspore():
+    code = "import sys, src.config.entry, src.config.modelarts; sys.exit('mindspore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,62 @@
+"""The files of config/: each loads, and opens with what a user needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from src.config import load_config
+from src.config.reference import render
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "config").glob("*.yaml"))
+BASES = sorted((ROOT / "config" / "base").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES + BASES, ids=lambda path: path.name)
+def test_every_file_loads(path, caplog):
+    load_config(path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_opens_with_paper_launch_devices_and_accuracy(path):
+    text = path.read_text(encoding="utf-8")
+    opening = text[: text.index("base: ")]
+    for word in ("# Paper: ", "# Launch: ", "# Devices: ", "# Expected: ", f"config/{path.name}"):
+        assert word in opening
+    assert "reported" in opening
+    assert "reproduced" in opening
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("pooling", ["dropcov", "fast_mpn", "gcp", "gap"])
+def test_imagenet_files_follow_the_ports_recipe(depth, pooling):
+    part = "" if pooling == "dropcov" else f"{pooling}_"
+    config = load_config(ROOT / "config" / f"resnet{depth}_{part}imagenet2012_config.yaml")
+    assert (config.net_name, config.pooling, config.reduction_dim) == (f"resnet{depth}", pooling, 128)
+    assert (config.batch_size, config.epoch_size, config.class_num) == (64, 100, 1000)
+    assert (config.momentum, config.weight_decay, config.loss_scale) == (0.9, 1e-4, 1024.0)
+    assert (config.lr_max, config.use_label_smooth, config.label_smooth_factor) == (0.1, True, 0.1)
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize(("schedule", "epochs"), [("lr_norm", 100), ("lr_fast", 30), ("lr_adju", 50)])
+def test_cvpr2020_files_have_their_schedules(depth, schedule, epochs):
+    config = load_config(ROOT / "config" / f"resnet{depth}_cvpr2020_{schedule}_imagenet2012_config.yaml")
+    assert (config.lr_decay_mode, config.epoch_size, config.lr_max) == (schedule, epochs, 0.1)
+    assert (config.pooling, config.reduction_dim, config.use_label_smooth) == ("fast_mpn", 256, False)
+
+
+@pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
+def test_small_image_files_differ_in_the_pooling_only(dataset):
+    paths = sorted((ROOT / "config").glob(f"resnet18_*{dataset}_config.yaml"))
+    configs = [load_config(path) for path in paths]
+    assert {config.pooling for config in configs} == {"dropcov", "fast_mpn", "gcp", "gap"}
+    assert len({repr(config.replace(pooling="gap")) for config in configs}) == 1
+
+
+def test_the_reference_is_in_sync_with_the_schema():
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == render()

@@ -1,0 +1,154 @@
+"""Values of single keys: types, ranges, choices."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from src.config.schema import Config, options
+from src.config.values import check, closest, resolve
+from src.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-3", -3),
+        ("1e-4", 1e-4),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("True", True),
+        ("false", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("yes", "yes"),
+        ("TRUE", "TRUE"),
+        ("010", "010"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("nan", "nan"),
+        ("٣", "٣"),
+    ],
+)
+def test_resolve_reads_plain_scalars(text, value):
+    result = resolve(text)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        ("lr_init", 0, 0.0),
+        ("loss_scale", 1024, 1024.0),
+        ("optimizer", "Momentum", "momentum"),
+        ("optimizer", "SGD", "sgd"),
+        ("mode_name", "PYNATIVE_MODE", "PYNATIVE"),
+        ("mode_name", "graph", "GRAPH"),
+        ("device_target", "ascend", "Ascend"),
+        ("lr_decay_mode", "LRnorm", "lr_norm"),
+        ("dataset", "imagenet", "imagenet2012"),
+        ("lr_epochs", [30, 60], (30, 60)),
+        ("lr_epochs", [], ()),
+        ("mean", None, None),
+        ("mean", [0, 0.5, 1], (0.0, 0.5, 1.0)),
+        ("pooling_args", {"gates": ("a", [1])}, {"gates": ["a", [1]]}),
+    ],
+)
+def test_check_converts_to_the_type_of_the_key(key, given, expected):
+    result = check(options()[key], given, "here")
+    assert result == expected
+    assert type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "allowed"),
+    [
+        ("batch_size", 0, "batch_size >= 1"),
+        ("batch_size", 64.0, "an integer"),
+        ("batch_size", True, "an integer"),
+        ("batch_size", 2**32, "an integer"),
+        ("momentum", 1.0, "0 <= momentum < 1"),
+        ("momentum", math.nan, "a number"),
+        ("weight_decay", math.inf, "a number"),
+        ("weight_decay", 10**400, "a number"),
+        ("run_eval", "True", "True or False, without quotes"),
+        ("run_eval", 1, "True or False"),
+        ("batch_size", "64", "without quotes"),
+        ("net_name", 5, "a string"),
+        ("net_name", None, "a string"),
+        ("data_path", "a\0b", "a string"),
+        ("lr_epochs", [30, 0], "list of integers with x >= 1"),
+        ("lr_epochs", 30, "a list of integers"),
+        ("crop_scale", [0.1], "a list of 2 numbers"),
+        ("in_channels", 2, "one of 1, 3"),
+        ("file_format", "AIR", "one of MINDIR, ONNX"),
+        ("lr_decay_mode", "linaer", "closest: linear"),
+        ("num_workers", 0, "or null"),
+        ("pooling_args", [1], "a mapping"),
+        ("pooling_args", {"a b": 1}, "a mapping"),
+        ("pooling_args", {"a": {"b": 1}}, "a mapping"),
+    ],
+)
+def test_check_names_key_value_place_and_what_is_allowed(key, given, allowed):
+    with pytest.raises(ConfigError) as caught:
+        check(options()[key], given, "file.yaml:7")
+    message = str(caught.value)
+    assert message.startswith(f"file.yaml:7: {key} = ")
+    assert allowed in message
+    assert "\n" not in message
+
+
+def test_long_values_are_shortened():
+    with pytest.raises(ConfigError) as caught:
+        check(options()["mode_name"], "x" * 10_000, "here")
+    assert len(str(caught.value)) < 300
+
+
+def test_every_default_is_valid_and_described():
+    for option in options().values():
+        assert check(option, option.default, "here") == option.default
+        assert option.help.endswith(".")
+    assert Config() == Config()
+
+
+def test_closest_always_answers():
+    assert closest("batchsize", options()) == "batch_size"
+    assert closest("", options()) in options()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"warmup_epochs": 5, "epoch_size": 5}, ["warmup_epochs = 5", "epoch_size = 5"]),
+        ({"lr_epochs": (60, 30)}, ["lr_epochs", "increasing"]),
+        ({"crop_scale": (1.0, 0.1)}, ["crop_scale"]),
+        ({"mean": (0.5,)}, ["mean", "in_channels = 3"]),
+        ({"std": (0.5, 0.5, 0.5, 0.5)}, ["std", "in_channels = 3"]),
+        ({"nesterov": True, "momentum": 0}, ["nesterov", "momentum"]),
+        ({"device_num": 2}, ["device_num = 2", "run_distribute"]),
+        ({"enable_modelarts": True}, ["data_url", "train_url"]),
+        ({"batch_sise": 2}, ["batch_sise", "closest: batch_size"]),
+        ({"batch_size": "2"}, ["batch_size", "an integer"]),
+    ],
+)
+def test_replace_checks_values_and_combinations(changes, words):
+    with pytest.raises(ConfigError) as caught:
+        Config().replace(**changes)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_configuration_is_immutable_and_replace_makes_a_new_one():
+    config = Config()
+    with pytest.raises(AttributeError):
+        config.batch_size = 2
+    assert config.replace(batch_size=2).batch_size == 2
+    assert config.batch_size == 64
+    config.replace(pooling_args={"a": 1})
+    assert Config().pooling_args == {}
