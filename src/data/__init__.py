@@ -1,0 +1,26 @@
+"""Data sets as sources, and the pipeline that turns a source into batches."""
+
+from __future__ import annotations
+
+from src.data.pipeline import (
+    available_workers,
+    create_dataset,
+    epoch_order,
+    evaluation_indices,
+    steps_per_epoch,
+    training_positions,
+)
+from src.data.sources import ArraySource, Source, array_source, open_source
+
+__all__ = [
+    "ArraySource",
+    "Source",
+    "array_source",
+    "available_workers",
+    "create_dataset",
+    "epoch_order",
+    "evaluation_indices",
+    "open_source",
+    "steps_per_epoch",
+    "training_positions",
+]
