@@ -1,0 +1,26 @@
+"""Poolings of convolutional feature maps, by name.
+
+create_pooling("dropcov", channels=128) -> nn.Cell, (N, 128, H, W) -> (N, cell.out_features)
+"""
+
+from __future__ import annotations
+
+from src.pooling.dropcov import DropCov
+from src.pooling.fast_mpn import FastMPN
+from src.pooling.plain import CovariancePooling, GlobalAveragePooling
+from src.pooling.registry import PoolingInfo, create_pooling, list_poolings, pooling_info, register_pooling
+from src.registry import UnknownNameError
+
+__all__ = [
+    "PoolingInfo",
+    "UnknownNameError",
+    "create_pooling",
+    "list_poolings",
+    "pooling_info",
+    "register_pooling",
+]
+
+register_pooling("gap", GlobalAveragePooling, is_covariance=False)
+register_pooling("gcp", CovariancePooling)
+register_pooling("dropcov", DropCov)
+register_pooling("fast_mpn", FastMPN)

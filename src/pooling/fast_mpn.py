@@ -1,0 +1,39 @@
+"""Fast matrix power normalisation (iSQRT-COV)."""
+
+from __future__ import annotations
+
+import mindspore as ms
+
+from src.pooling.base import Pooling, check_int
+from src.pooling.covariance import Covariance, TriuVector, vector_length
+from src.pooling.newton_schulz import NewtonSchulz
+
+
+class FastMPN(Pooling):
+    """Fast-MPN: V of the covariance's square root by Newton-Schulz, `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    Trace normalisation, `iterations` Newton-Schulz steps, multiplication by the root of the trace; no regularisation.
+
+    Cost: 2 M d^2 + (3 iterations - 3) 2 d^3 FLOPs forward, about twice that backward. Published top-1 of ResNet-18 on
+    ImageNet: 73.4 (d=64), 75.2 (d=256).
+    Source: Li et al., "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square Root
+    Normalization", CVPR 2018.
+
+    Args:
+        channels: d.
+        iterations: Newton-Schulz steps, 1 to 10, counted as in the released code (see `NewtonSchulz`).
+
+    Raises:
+        ValueError: iterations outside 1..10.
+        TypeError: iterations is not an integer.
+    """
+
+    def __init__(self, channels: int, iterations: int = 5) -> None:
+        super().__init__(channels, vector_length(channels))
+        self.covariance = Covariance()
+        self.root = NewtonSchulz(channels, check_int("iterations", iterations, 1, 10))
+        self.vector = TriuVector(channels)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Covariance, its root, the upper triangle."""
+        return self.vector(self.root(self.covariance(x)))

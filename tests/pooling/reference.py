@@ -1,0 +1,115 @@
+"""Independent float64 NumPy references of the poolings, written for clarity: loops over samples, no tricks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Dict, Tuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+
+
+def load(name: str) -> Dict[str, np.ndarray]:
+    with np.load(FIXTURES / f"pooling_{name}.npz") as data:
+        return dict(data)
+
+
+def cotangent(data: Dict[str, np.ndarray], shape: Tuple[int, ...]) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(int(data["cotangent_seed"]))).standard_normal(shape)
+
+
+def features(shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Maps with channels of different size and correlation, as a network gives, in float32."""
+    rng = np.random.default_rng(seed)
+    n, d, h, w = shape
+    mixing = rng.standard_normal((d, d)) / np.sqrt(d) + np.diag(rng.uniform(0.2, 1.5, d))
+    x = np.einsum("ij,njp->nip", mixing, rng.standard_normal((n, d, h * w))) + rng.uniform(0, 2, (1, d, 1))
+    return x.reshape(shape).astype(np.float32)
+
+
+def covariance(x: np.ndarray) -> np.ndarray:
+    a = x.astype(np.float64).reshape(x.shape[0], x.shape[1], -1)
+    a = a - a.mean(-1, keepdims=True)
+    return a @ a.transpose(0, 2, 1) / a.shape[-1]
+
+
+def triu(c: np.ndarray) -> np.ndarray:
+    d = c.shape[-1]
+    return np.stack([np.concatenate([m[i, i:] for i in range(d)]) for m in c])
+
+
+def gap(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64).mean((2, 3))
+
+
+def gcp(x: np.ndarray) -> np.ndarray:
+    return triu(covariance(x))
+
+
+def newton_schulz_scalar(a: np.ndarray, iterations: int) -> np.ndarray:
+    """The iteration on eigenvalues: every iterate is a polynomial of the matrix."""
+    if iterations == 1:
+        return a * (3 - a) / 2
+    y, z = a * (3 - a) / 2, (3 - a) / 2
+    for _ in range(iterations - 2):
+        t = (3 - z * y) / 2
+        y, z = y * t, t * z
+    return y * (3 - z * y) / 2
+
+
+def spectral(c: np.ndarray, f: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """U f(lambda) U^T of each matrix; negative rounding errors of eigenvalues are cut."""
+    out = np.zeros_like(c)
+    for i, m in enumerate(c):
+        lam, u = np.linalg.eigh(m)
+        out[i] = (u * f(np.maximum(lam, 0.0))) @ u.T
+    return out
+
+
+def fast_mpn(x: np.ndarray, iterations: int = 5) -> np.ndarray:
+    c = covariance(x)
+    trace = np.trace(c, axis1=1, axis2=2)
+    safe = np.where(trace > 0, trace, 1.0)[:, None, None]
+    return triu(spectral(c / safe, lambda a: newton_schulz_scalar(a, iterations)) * np.sqrt(trace)[:, None, None])
+
+
+def relative_error(value: Any, reference: np.ndarray) -> float:
+    """Largest difference relative to the largest entry of the reference."""
+    value = value.asnumpy() if isinstance(value, ms.Tensor) else value
+    assert value.shape == reference.shape
+    return float(np.abs(value.astype(np.float64) - reference).max() / np.abs(reference).max())
+
+
+class Weighted(nn.Cell):
+    """sum(cell(x) * g): a scalar whose gradient the tests look at."""
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, x: ms.Tensor, g: ms.Tensor) -> ms.Tensor:
+        return (self.cell(x) * g).sum()
+
+
+def gradient(cell: nn.Cell, x: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Gradient of sum(cell(x) * g) with respect to x."""
+    return ms.grad(Weighted(cell))(ms.Tensor(x), ms.Tensor(g.astype(np.float32))).asnumpy()
+
+
+def gradients(cell: nn.Cell, x: np.ndarray, g: np.ndarray) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
+    """Gradients with respect to x and to every trainable parameter, by name."""
+    params = list(cell.trainable_params())
+    grad = ms.grad(Weighted(cell), grad_position=0, weights=ms.ParameterTuple(params))
+    dx, dw = grad(ms.Tensor(x), ms.Tensor(g.astype(np.float32)))
+    return dx.asnumpy(), {p.name.replace("cell.", "", 1): w.asnumpy() for p, w in zip(params, dw)}
+
+
+def directional_derivative(
+    f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, g: np.ndarray, v: np.ndarray, step: float = 1e-6
+) -> float:
+    """d/dt sum(f(x + t v) * g) at t = 0 by central differences in float64."""
+    x = x.astype(np.float64)
+    return float(((f(x + step * v) - f(x - step * v)) * g).sum() / (2 * step))

@@ -1,0 +1,50 @@
+"""Values and gradients against reference numbers made in float64 by another implementation."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src.pooling import create_pooling
+from tests.pooling.reference import cotangent, gradient, load, relative_error
+
+# Largest relative errors that float32 leaves here (value, gradient); the contract allows 1e-3 and 5e-3.
+EXPECTED = {
+    "gcp": (2e-6, 2e-6),
+    "fast_mpn": (5e-6, 5e-6),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize("fixture", ["d16_s5", "d64_s7", "d64_s14"])
+def test_fixture(name: str, fixture: str, mode: str) -> None:
+    data = load(fixture)
+    if name + "_out" not in data:
+        assert fixture == "d64_s7"  # rank-deficient: no spectral references there
+        return
+    x = data["x"]
+    cell = create_pooling(name, x.shape[1])
+    out = cell(ms.Tensor(x))
+    assert out.shape == (x.shape[0], cell.out_features)
+    assert out.dtype == ms.float32
+    value_error = relative_error(out, data[name + "_out"])
+    grad_error = relative_error(gradient(cell, x, cotangent(data, out.shape)), data[name + "_grad"])
+    assert value_error < EXPECTED[name][0]
+    assert grad_error < EXPECTED[name][1]
+
+
+@pytest.mark.parametrize("fixture", ["d16_s5", "d64_s7", "d64_s14"])
+def test_dropcov_fixture(fixture: str, mode: str) -> None:
+    data = load(fixture)
+    x = ms.Tensor(data["x"])
+    cell = create_pooling("dropcov", x.shape[1], max_rate=0.99)
+    cell.conv.weight.set_data(ms.Tensor(data["dropcov_kernel"].reshape(1, 1, 3).astype(np.float32)))
+    omega = cell.importance(x)
+    assert relative_error(omega, data["dropcov_omega"]) < 1e-5
+    rescaled = x * (1 + omega).expand_dims(-1).expand_dims(-1)
+    assert relative_error(rescaled, data["dropcov_rescaled"]) < 1e-5
+    rho = float(cell.drop_rate(omega, rescaled.reshape(*x.shape[:2], -1) - rescaled.mean((2, 3)).expand_dims(-1)))
+    assert rho == pytest.approx(float(data["dropcov_rho"]), abs=1e-5)
+    cell.set_train(False)
+    assert relative_error(cell(x), data["gcp_out"]) < 2e-6

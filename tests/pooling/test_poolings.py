@@ -1,0 +1,125 @@
+"""What holds for every pooling: float64 references, invariances, degenerate inputs, mixed precision, export shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Dict
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+
+from src.pooling import create_pooling, list_poolings, pooling_info
+from tests.pooling import reference
+from tests.pooling.reference import directional_derivative, features, gradient, relative_error
+
+REFERENCES: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gap": reference.gap,
+    "gcp": reference.gcp,
+    "dropcov": reference.gcp,
+    "fast_mpn": reference.fast_mpn,
+}
+VALUE_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-4
+
+SHAPES = {
+    "full rank": (2, 16, 6, 6),
+    "rank-deficient": (2, 16, 3, 3),
+    "one position": (2, 5, 1, 1),
+    "one map": (1, 8, 4, 5),
+}
+
+
+def test_every_pooling_has_a_reference() -> None:
+    assert sorted(REFERENCES) == sorted(list_poolings())
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_value_and_gradient(name: str, shape: tuple, mode: str) -> None:
+    x = features(shape)
+    cell = create_pooling(name, shape[1])
+    expected = REFERENCES[name](x)
+    out = cell(ms.Tensor(x))
+    assert out.shape == (shape[0], cell.out_features)
+    np.testing.assert_allclose(out.asnumpy(), expected, atol=VALUE_TOLERANCE * max(1.0, np.abs(expected).max()))
+    rng = np.random.default_rng(1)
+    g, v = rng.standard_normal(expected.shape), rng.standard_normal(shape)
+    grad = gradient(cell, x, g)
+    assert np.isfinite(grad).all()
+    derivative = directional_derivative(REFERENCES[name], x, g, v)
+    scale = max(abs(derivative), np.linalg.norm(grad) * np.linalg.norm(v) / np.sqrt(v.size), 1e-3)
+    assert abs((grad * v).sum() - derivative) < GRADIENT_TOLERANCE * scale
+
+
+@pytest.mark.parametrize("name", list_poolings())
+def test_permutation_of_positions_changes_nothing(name: str, graph_mode: None) -> None:
+    x = features((2, 8, 4, 4))
+    order = np.random.default_rng(3).permutation(16)
+    cell = create_pooling(name, 8)
+    shuffled = np.ascontiguousarray(x.reshape(2, 8, 16)[:, :, order].reshape(x.shape))
+    assert relative_error(cell(ms.Tensor(shuffled)), cell(ms.Tensor(x)).asnumpy()) < 1e-5
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", list_poolings())
+def test_constant_map_is_finite(name: str, training: bool, mode: str) -> None:
+    cell = create_pooling(name, 6).set_train(training)
+    x = np.zeros((2, 6, 3, 3), np.float32)
+    out = cell(ms.Tensor(x)).asnumpy()
+    assert np.isfinite(out).all()
+    assert np.isfinite(gradient(cell, x, np.ones(out.shape))).all()
+
+
+class Scaled(nn.Cell):
+    """A network around a pooling, as mixed precision finds it."""
+
+    def __init__(self, pooling: nn.Cell) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.pooling(x)
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3", "auto"])
+@pytest.mark.parametrize("name", list_poolings())
+def test_float32_at_every_mixed_precision_level(
+    name: str, level: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Covariances here pass float16's largest value, 65504; the input is exact in float16."""
+    monkeypatch.chdir(tmp_path)  # O1 writes rewritten sources into the working folder
+    x = (np.round(features((2, 8, 6, 6))) * 256).astype(np.float16).astype(np.float32)
+    pooling = create_pooling(name, 8)
+    expected = pooling(ms.Tensor(x)).asnumpy()
+    if name in ("gcp", "dropcov"):
+        assert np.abs(expected).max() > 65504
+    net = ms.amp.auto_mixed_precision(Scaled(pooling), level)
+    out = net(ms.Tensor(x))
+    assert out.dtype == ms.float32
+    assert relative_error(out, expected) < 1e-6
+    grad = gradient(net, x, np.ones(expected.shape))
+    # At O2 and O3 the gradient leaves the pooling through the cast of its input, in float16.
+    tolerance = 1e-3 if level in ("O2", "O3") else 1e-5
+    assert relative_error(grad, gradient(create_pooling(name, 8), x, np.ones(expected.shape))) < tolerance
+
+
+@pytest.mark.parametrize("name", list_poolings())
+def test_batch_size_is_open_in_evaluation(name: str, graph_mode: None) -> None:
+    cell = create_pooling(name, 8).set_train(False)
+    cell.set_inputs(ms.Tensor(shape=[None, 8, 4, 4], dtype=ms.float32))
+    x = features((6, 8, 4, 4))
+    whole = REFERENCES[name](x)
+    for n in (1, 2, 6):
+        assert relative_error(cell(ms.Tensor(x[:n])), whole[:n]) < VALUE_TOLERANCE
+
+
+@pytest.mark.parametrize("name", list_poolings())
+def test_docstring_tells_the_facts(name: str) -> None:
+    info = pooling_info(name)
+    doc = info.cell.__doc__ or ""
+    assert "Cost:" in doc
+    assert "Published top-1" in doc
+    assert name == "gap" or "Source:" in doc
+    assert info.is_covariance == (name != "gap")
+    assert all(f"{argument}:" in doc for argument in info.arguments)
