@@ -109,7 +109,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{COMMAND_LINE}: unknown option {show('--' + key)} (closest: --{near})")
         if not sign:
             if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{COMMAND_LINE}: --{key} has no value: must have the form --{key}=value")
+                raise ConfigError(f"{COMMAND_LINE}: {show(text)} has no value: must have the form --key=value")
             value = rest.pop(0)
         if key == "config_path":
             paths.append(value)

@@ -127,7 +127,7 @@ def _override(layer: Layer, key: str, text: str) -> None:
     value: Any = text
     if entry:
         if option.kind != "dict":
-            raise ConfigError(f"{COMMAND_LINE}: {key}.{entry}: {key} is not a mapping")
+            raise ConfigError(f"{COMMAND_LINE}: {show(f'{key}.{entry}')}: {key} is not a mapping")
         value = {**layer.values.get(key, option.default), entry: parse_value(text, where)}
     elif option.kind == "dict" or option.kind.startswith("list of "):
         value = parse_value(text, where)

@@ -41,7 +41,7 @@ class _PlainLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"tag {event.tag} is not supported", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"tag {show(event.tag)} is not supported", problem_mark=event.start_mark)
         if self._depth == _MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
         self._depth += 1
@@ -51,10 +51,10 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Quotes every string that `resolve` would read as something else."""
+    """Quotes every string that `resolve` would read as something else, and escapes what YAML would fold."""
 
     def represent_text(self, data: str) -> yaml.Node:
-        style = '"' if resolve(data) != data else None
+        style = '"' if resolve(data) != data or not data.isprintable() else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     def ignore_aliases(self, data: Any) -> bool:
