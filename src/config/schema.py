@@ -114,12 +114,15 @@ class Config:
     )
     lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="x >= 0")
     lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="x >= 0")
-    lr_end: float = _schedule(0.0, "Rate at the end of training.", bounds="x >= 0")
+    lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="x >= 0")
     warmup_epochs: int = _schedule(0, "Epochs of linear warm-up from lr_init to lr_max.", bounds="x >= 0")
-    lr_epochs: tuple[int, ...] = _schedule(
-        (30, 60, 90), "Epochs at which a stepwise schedule multiplies the rate by lr_gamma.", bounds="x >= 1"
+    lr_epochs: Optional[tuple[int, ...]] = _schedule(
+        None,
+        "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "
+        "0.7, 0.9 of the training for step, 0.3, 0.6, 0.8 for steps.",
+        bounds="x >= 1",
     )
-    lr_gamma: float = _schedule(0.1, "Factor of a stepwise schedule.", bounds="0 < x <= 1")
+    lr_gamma: float = _schedule(0.1, "Factor at each of lr_epochs.", bounds="0 < x <= 1")
     use_label_smooth: bool = _schedule(True, "Smooth the labels of the training loss.")
     label_smooth_factor: float = _schedule(
         0.1, "Probability spread evenly over all classes by label smoothing.", bounds="0 <= x < 1"
@@ -240,7 +243,7 @@ def _contradictions(config: Config) -> list[str]:
     found = []
     if config.warmup_epochs >= config.epoch_size:
         found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")
-    if list(config.lr_epochs) != sorted(set(config.lr_epochs)):
+    if config.lr_epochs is not None and list(config.lr_epochs) != sorted(set(config.lr_epochs)):
         found.append(f"lr_epochs = {list(config.lr_epochs)}: must be increasing")
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(config, name)

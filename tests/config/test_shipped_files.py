@@ -60,3 +60,8 @@ def test_small_image_files_differ_in_the_pooling_only(dataset):
 
 def test_the_reference_is_in_sync_with_the_schema():
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == render()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_trial_of_one_epoch_needs_no_other_change(path):
+    assert load_config(path, ["--epoch_size=1"]).epoch_size == 1

@@ -56,6 +56,7 @@ def test_resolve_reads_plain_scalars(text, value):
         ("dataset", "imagenet", "imagenet2012"),
         ("lr_epochs", [30, 60], (30, 60)),
         ("lr_epochs", [], ()),
+        ("lr_epochs", None, None),
         ("mean", None, None),
         ("mean", [0, 0.5, 1], (0.0, 0.5, 1.0)),
         ("pooling_args", {"gates": ("a", [1])}, {"gates": ["a", [1]]}),
