@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from src.data.failures import pipeline_error
 from src.data.pipeline import (
     available_workers,
     create_dataset,
@@ -21,6 +22,7 @@ __all__ = [
     "epoch_order",
     "evaluation_indices",
     "open_source",
+    "pipeline_error",
     "steps_per_epoch",
     "training_positions",
 ]

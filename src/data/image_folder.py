@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from src.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, _frozen
 from src.errors import UserError
 
-# What MindSpore's decoder reads. It has neither WebP nor GIF.
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
-_PILLOW_FORMATS = ("BMP", "JPEG", "MPO", "PNG", "TIFF", "PPM")
+# What MindSpore's decoder reads well: it has neither WebP nor GIF, and multiplies the colours of a TIFF by its alpha.
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png")
+_PILLOW_FORMATS = ("BMP", "JPEG", "MPO", "PNG")  # MPO: JPEG with a second picture behind it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,24 +113,26 @@ def check_encoded(data: np.ndarray, path: Path) -> None:
     """
     if not len(data):
         raise UserError(f"damaged image {path}: the file is empty")
-    if _looks_whole(data[:8].tobytes(), data[-12:].tobytes()):
+    if _looks_whole(data[:8].tobytes(), data[-12:].tobytes(), len(data)):
         return
     try:
         with Image.open(io.BytesIO(data.tobytes())) as image:
             kind = image.format
             image.load()
+    except UnidentifiedImageError as error:
+        raise UserError(f"damaged image {path}: the file is no image") from error
     except Exception as error:  # whatever Pillow raises on such a file (many types), the file is the reason
         raise UserError(f"damaged image {path}: {error or type(error).__name__}".replace("\n", " ")) from error
     if kind not in _PILLOW_FORMATS:
         raise UserError(f"unsupported image {path}: {kind} data, readable are {', '.join(EXTENSIONS)} files")
 
 
-def _looks_whole(head: bytes, tail: bytes) -> bool:
+def _looks_whole(head: bytes, tail: bytes, size: int) -> bool:
     if head.startswith(b"\xff\xd8\xff"):
         return tail.endswith(b"\xff\xd9")
     if head == b"\x89PNG\r\n\x1a\n":
         return tail[4:8] == b"IEND"
-    return False
+    return head.startswith(b"BM") and int.from_bytes(head[2:6], "little") == size
 
 
 def _class_names(folder: Path) -> list[str]:
