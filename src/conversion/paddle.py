@@ -41,7 +41,7 @@ def read_paddle(path: Path) -> dict[str, np.ndarray]:
         if name == _NAME_TABLE:
             continue
         if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype.hasobject:
-            raise UserError(f"{path}: {name} is a {type(value).__name__}, not an array of numbers")
+            raise UserError(f"{path}: {name} is of type {type(value).__name__}, not an array of numbers")
         module, _, leaf = name.rpartition(".")
         leaf = _STATISTICS.get(leaf, leaf)
         if leaf == "weight" and value.ndim == 2:

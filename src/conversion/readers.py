@@ -117,7 +117,7 @@ def _array(value: Any, name: str, path: Path) -> np.ndarray:
             raise UserError(f"{path}: {name} is a sparse tensor")
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     if not isinstance(value, np.ndarray):
-        raise UserError(f"{path}: {name} is a {type(value).__name__}, not a tensor; is this a state dict?")
+        raise UserError(f"{path}: {name} is of type {type(value).__name__}, not a tensor; is this a state dict?")
     return value.astype(np.float32) if value.dtype.name == "bfloat16" else value
 
 

@@ -45,8 +45,7 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
         found["in_channels"] = channels
         found["stem"] = _STEMS.get(kernel, f"{kernel}x{kernel}")
     found["reduction_dim"] = shapes["layer_reduce.weight"][0] if "layer_reduce.weight" in shapes else None
-    learnable = sorted(name for name in shapes if name.startswith("pooling."))
-    found["pooling"] = f"with {', '.join(learnable)}" if learnable else "without parameters"
+    found["pooling"] = _pooling([name for name in shapes if name.startswith("pooling.")])
     if "fc.weight" in shapes and len(shapes["fc.weight"]) == 2:
         found["class_num"], found["classifier inputs"] = shapes["fc.weight"]
     return found
@@ -59,6 +58,13 @@ def contradictions(checkpoint: Shapes, network: Shapes) -> list[str]:
     if "reduction_dim" in keys and "classifier inputs" in keys:
         keys.remove("classifier inputs")  # they follow from the reduction
     return [f"{key}: {_say(key, here[key])} in the checkpoint, {_say(key, there[key])} in the network" for key in keys]
+
+
+def _pooling(names: list[str]) -> str:
+    """The pooling as far as its parameters tell: those without any cannot be told apart."""
+    if "pooling.conv.weight" in names:
+        return "dropcov"
+    return f"one with {', '.join(sorted(names))}" if names else "one without parameters"
 
 
 def _say(key: str, value: Trait) -> str:
