@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Callable, Optional
 
 from src.config.command_line import parse_args
 from src.config.schema import Config
 from src.errors import UserError
+from src.runtime.distributed import World, session
+from src.runtime.environment import prepare_environment
 
 
 def run_entry_point(
@@ -44,6 +47,13 @@ def run_entry_point(
         hint = "" if debug else " (--debug=True shows where)"
         _report(f"{type(error).__name__}: {_one_line(str(error))}{hint}", debug)
         return 1
+
+
+def open_session(config: Config) -> AbstractContextManager[World]:
+    """Prepares the process environment and joins the configured world; call it before MindSpore is imported."""
+    prepare_environment()
+    device_id = None if config.run_distribute else config.device_id
+    return session(config.mode_name, config.device_target, device_id, config.run_distribute, config.device_num)
 
 
 def _report(message: str, debug: bool) -> None:

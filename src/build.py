@@ -1,0 +1,102 @@
+"""From a configuration to the objects it describes: the one construction path of all entry points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore import nn
+
+from src.config import Config
+from src.data import Source, create_dataset, open_source
+from src.errors import UserError
+from src.models import create_model
+from src.pooling.counter_random import CounterUniform
+from src.runtime.distributed import World
+
+_MEANINGLESS_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
+
+
+def architecture(config: Config) -> dict[str, Any]:
+    """What must agree between a checkpoint and a configuration, by configuration key."""
+    covariance_only = {} if config.pooling == "gap" else {"reduction_dim": config.reduction_dim}
+    return {
+        "net_name": config.net_name,
+        "pooling": config.pooling,
+        **covariance_only,
+        "class_num": config.class_num,
+        "in_channels": config.in_channels,
+        "stem": config.stem,
+        "base_width": config.base_width,
+    }
+
+
+def build_model(config: Config, world: World | None = None) -> nn.Cell:
+    """The configured network, initialised from MindSpore's global seed.
+
+    Ranks draw different dropout masks and equal initial weights (when their global seed is equal).
+
+    Raises:
+        UserError: Names or arguments that network or pooling do not know.
+    """
+    try:
+        network = create_model(
+            config.net_name,
+            pooling=config.pooling,
+            reduction_dim=config.reduction_dim,
+            num_classes=config.class_num,
+            pooling_args=dict(config.pooling_args),
+            in_channels=config.in_channels,
+            stem=config.stem,
+            base_width=config.base_width,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error), exit_code=2) from error
+    rank = world.rank if world else 0
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, CounterUniform):
+            cell.seed = config.seed * _MEANINGLESS_SEED_STRIDE + rank
+        if config.freeze_bn and isinstance(cell, nn.BatchNorm2d):
+            cell.use_batch_statistics = False
+    return network
+
+
+def build_source(config: Config, split: str) -> Source:
+    """The images of ``split`` ('train' or 'val').
+
+    Raises:
+        UserError: If they are not there, or have more classes than the configuration.
+    """
+    if not config.data_path:
+        raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
+    source = open_source(config.dataset, config.data_path, split)
+    if len(source.class_names) > config.class_num:
+        raise UserError(
+            f"{config.data_path} has {len(source.class_names)} classes, the configuration class_num="
+            f"{config.class_num}; add --class_num={len(source.class_names)}",
+            exit_code=2,
+        )
+    return source
+
+
+def build_dataset(config: Config, source: Source, training: bool, world: World, epoch: int = 0) -> Any:
+    """One epoch of training batches, or the evaluation batches of this rank (None if it has no image)."""
+    return create_dataset(
+        source,
+        training=training,
+        image_size=config.train_image_size if training else config.eval_image_size,
+        batch_size=config.batch_size,
+        augmentation=config.augmentation,
+        eval_crop_ratio=config.eval_crop_ratio,
+        crop_scale=config.crop_scale,
+        crop_ratio=config.crop_ratio,
+        flip_probability=config.flip_probability,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        epoch=epoch,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=config.num_workers,
+        channels=config.in_channels,
+    )

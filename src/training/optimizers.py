@@ -1,0 +1,51 @@
+"""Optimisers: which parameters decay, and momentum in PyTorch's form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+
+def parameter_groups(parameters: Sequence[ms.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters: weights decay; beta, gamma, bias and every other vector do not (papers' recipe)."""
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
+    if plain:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    # The order of the network, not of the groups: it decides in which order gradients are reduced over ranks.
+    return [*groups, {"order_params": list(parameters)}]
+
+
+def build_optimizer(
+    parameters: Sequence[ms.Parameter],
+    learning_rates: np.ndarray,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    loss_scale: float = 1.0,
+) -> nn.Optimizer:
+    """SGD with momentum: ``v = momentum * v + (g + weight_decay * w); w = w - rate * v``, as PyTorch's ``SGD``.
+
+    ``nn.Momentum`` computes this; MindSpore's ``nn.SGD`` dampens its first step differently.
+
+    Args:
+        parameters: Trainable parameters.
+        learning_rates: The rate of every step, from ``schedules.learning_rates``.
+        momentum: Part of the velocity that is kept.
+        nesterov: Nesterov's form.
+        weight_decay: Applied to weights alone, see :func:`parameter_groups`.
+        loss_scale: What the gradients are divided by before the update.
+    """
+    return nn.Momentum(
+        parameter_groups(parameters, weight_decay),
+        learning_rate=ms.Tensor(learning_rates),
+        momentum=momentum,
+        use_nesterov=nesterov,
+        loss_scale=loss_scale,
+    )

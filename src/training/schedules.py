@@ -1,0 +1,114 @@
+"""Learning-rate schedules as pure functions: one rate for every step of the whole training.
+
+``linear``, ``poly``, ``cosine``, ``step`` and ``steps`` are those of the MindSpore ports and change at every step;
+``lr_norm``, ``lr_fast`` and ``lr_adju`` are those of Wang et al., CVPR 2020, and change once per epoch, with epochs
+counted from 0 as in the released code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Callable
+
+import numpy as np
+
+# Fractions of the training after which the ports multiply the rate: 'steps' ignores the warm-up, 'step' follows it.
+_STEPS = ((0.3, 0.1), (0.6, 0.01), (0.8, 0.001))
+_STEP = ((0.2, 0.1), (0.5, 0.01), (0.7, 0.001), (0.9, 0.00005))
+
+
+def _stepwise(fraction: float, points: Sequence[tuple[float, float]]) -> float:
+    factor = 1.0
+    for point, value in points:
+        if fraction >= point:
+            factor = value
+    return factor
+
+
+# CVPR 2020, for ResNet (base rate 0.1, batch 256): epoch -> factor of the base rate.
+_RESNET: dict[str, Callable[[float], float]] = {
+    "lr_norm": lambda e: 0.1 ** (e // 30),  # 100 epochs
+    "lr_fast": lambda e: max(1 - (e - 1) / 52, 0.0) ** 11,  # 30 epochs
+    "lr_adju": lambda e: max(1 - (e - 1) / 49, 0.0) ** 2,  # 50 epochs
+}
+# CVPR 2020, for MobileNetV2: base rates 0.045, 0.06 and 0.06; batch 96, 96 and 192.
+_MOBILENETV2: dict[str, Callable[[float], float]] = {
+    "lr_norm": lambda e: 0.98**e,
+    "lr_fast": lambda e: 0.92**e,  # 100 epochs
+    "lr_adju": lambda e: float(np.interp(e, (0, 50, 100, 150), (0.06, 0.01, 0.001, 0.00001)) / 0.06),  # 150 epochs
+}
+PER_EPOCH = {"resnet": _RESNET, "mobilenetv2": _MOBILENETV2}
+PER_STEP = ("linear", "poly", "cosine", "step", "steps")
+
+
+def learning_rates(
+    mode: str,
+    *,
+    lr_max: float,
+    epochs: int,
+    steps_per_epoch: int,
+    lr_init: float = 0.0,
+    lr_end: float = 0.0,
+    warmup_epochs: int = 0,
+    milestones: Sequence[int] | None = None,
+    gamma: float = 0.1,
+    family: str = "resnet",
+    designed_epochs: float | None = None,
+) -> np.ndarray:
+    """The rate of every optimiser step.
+
+    Args:
+        mode: 'linear', 'poly' (power 2), 'cosine', 'step', 'steps', 'lr_norm', 'lr_fast' or 'lr_adju'.
+        lr_max: Base rate, reached at the end of the warm-up.
+        epochs: Length of the training.
+        steps_per_epoch: Optimiser steps of one epoch.
+        lr_init: Rate before the first warm-up step.
+        lr_end: Last rate of 'linear' and 'cosine'.
+        warmup_epochs: Epochs over which the rate rises linearly from lr_init to lr_max.
+        milestones: For 'step' and 'steps': epochs at which the rate is multiplied by gamma. By default the ports'
+            points: 'steps' at 0.3, 0.6 and 0.8 of the training by 0.1 each; 'step' at 0.2, 0.5, 0.7 and 0.9.
+        gamma: Factor at each milestone.
+        family: 'resnet' or 'mobilenetv2': which base the CVPR 2020 schedules are meant for.
+        designed_epochs: For the CVPR 2020 schedules: the length they were designed for, when their course is to be
+            stretched to ``epochs``; by default epochs are taken as they are.
+
+    Returns:
+        float32 array (epochs * steps_per_epoch,).
+
+    Raises:
+        ValueError: Unknown mode or family, or lengths out of range.
+    """
+    if epochs < 1 or steps_per_epoch < 1:
+        raise ValueError(f"epochs and steps_per_epoch must be at least 1, not {epochs} and {steps_per_epoch}")
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(f"warmup_epochs must be in [0, {epochs}), not {warmup_epochs}")
+    if family not in PER_EPOCH:
+        raise ValueError(f"unknown family {family!r}; one of {', '.join(PER_EPOCH)}")
+    if mode not in PER_STEP and mode not in PER_EPOCH[family]:
+        raise ValueError(f"unknown schedule {mode!r}; one of {', '.join((*PER_STEP, *PER_EPOCH[family]))}")
+
+    total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
+    rates = np.empty(total, np.float64)
+    for step in range(total):
+        if step < warmup:
+            rates[step] = lr_init + (lr_max - lr_init) * (step + 1) / warmup
+            continue
+        progress = (step - warmup) / (total - warmup)  # in [0, 1)
+        epoch = step // steps_per_epoch
+        if mode == "linear":
+            rate = lr_max - (lr_max - lr_end) * progress
+        elif mode == "poly":
+            rate = lr_max * (1 - progress) ** 2
+        elif mode == "cosine":
+            rate = lr_end + (lr_max - lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
+        elif mode in ("step", "steps"):
+            if milestones is not None:
+                rate = lr_max * gamma ** sum(epoch >= milestone for milestone in milestones)
+            else:
+                rate = lr_max * _stepwise(step / total, _STEP if mode == "step" else _STEPS)
+        else:
+            stretched = epoch * (designed_epochs / epochs if designed_epochs else 1)
+            rate = lr_max * PER_EPOCH[family][mode](stretched)
+        rates[step] = rate
+    return rates.astype(np.float32)

@@ -1,0 +1,126 @@
+"""The checkpoints of one run: the newest few, the best one, and an index that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspore import nn
+
+from src.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
+from src.errors import UserError
+from src.runtime.files import whole_file, write_json
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+
+
+class CheckpointStore:
+    """Folder of checkpoints with ``index.json``: file, epoch, step, metric and checksum of each.
+
+    The index is written after the files that it names, and files are removed after the index that drops them: it
+    never names what is not there.
+
+    Args:
+        folder: Where the checkpoints go.
+        keep_max: How many are kept besides the best one.
+    """
+
+    def __init__(self, folder: Path, keep_max: int) -> None:
+        self.folder = folder
+        self.keep_max = keep_max
+        self._index_path = folder / "index.json"
+        self._entries: list[dict[str, Any]] = []
+        self._best: dict[str, Any] | None = None
+        if self._index_path.is_file():
+            self._read_index()
+
+    def _read_index(self) -> None:
+        try:
+            index = json.loads(self._index_path.read_text(encoding="utf-8"))
+            self._entries, self._best = list(index["checkpoints"]), index["best"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._index_path} is damaged: {error}") from error
+
+    @property
+    def best_metric(self) -> float | None:
+        """Metric of the best checkpoint so far, None before there is one."""
+        return None if self._best is None else float(self._best["metric"])
+
+    def save(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        epoch: int,
+        step: int,
+        metric: float | None,
+        about: Mapping[str, Any],
+    ) -> Path:
+        """Save the state after ``epoch`` epochs and ``step`` steps; drop the oldest beyond ``keep_max``.
+
+        Raises:
+            UserError: If it cannot be written; all earlier checkpoints stay.
+        """
+        path = self.folder / f"epoch_{epoch:04d}.ckpt"
+        facts = {"epoch": epoch, "step": step, "metric": metric}
+        save_checkpoint(path, network, optimizer, {**about, **facts})
+        entry = {"file": path.name, **facts, "sha256": sha256(path)}
+        kept = [*(e for e in self._entries if e["file"] != path.name), entry]
+        dropped, self._entries = kept[: -self.keep_max], kept[-self.keep_max :]
+        self._write_index()
+        for old in dropped:
+            (self.folder / old["file"]).unlink(missing_ok=True)
+        return path
+
+    def save_best(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        epoch: int,
+        step: int,
+        metric: float,
+        about: Mapping[str, Any],
+    ) -> bool:
+        """Save as the best checkpoint if ``metric`` is higher than the best so far; whether it was."""
+        if self.best_metric is not None and metric <= self.best_metric:
+            return False
+        path = self.folder / BEST
+        facts = {"epoch": epoch, "step": step, "metric": metric}
+        latest = self._entries[-1] if self._entries else None
+        if latest is not None and (latest["epoch"], latest["step"]) == (epoch, step):
+            with whole_file(path) as temporary:
+                shutil.copyfile(self.folder / latest["file"], temporary)
+        else:
+            save_checkpoint(path, network, optimizer, {**about, **facts})
+        self._best = {"file": BEST, **facts, "sha256": sha256(path)}
+        self._write_index()
+        return True
+
+    def newest_valid(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning. None if there is none."""
+        for entry in reversed(self._entries):
+            path = self.folder / entry["file"]
+            try:
+                return read_checkpoint(path)
+            except UserError as error:
+                logger.warning("%s; going back to the one before", error)
+        return None
+
+    def _write_index(self) -> None:
+        last = self._entries[-1]["file"] if self._entries else None
+        write_json(self._index_path, {"last": last, "best": self._best, "checkpoints": self._entries})
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
