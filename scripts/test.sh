@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set up and run everything that must pass: lint, format, types, tests.
+# Usage: scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh requirements-dev.txt
+export PATH="$PWD/.venv/bin:$PATH"
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"
