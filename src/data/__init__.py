@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.data.failures import pipeline_error
+from src.data.failures import pipeline_error, pipeline_errors
 from src.data.pipeline import (
     available_workers,
     create_dataset,
@@ -23,6 +23,7 @@ __all__ = [
     "evaluation_indices",
     "open_source",
     "pipeline_error",
+    "pipeline_errors",
     "steps_per_epoch",
     "training_positions",
 ]

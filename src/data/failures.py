@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Optional
 
 from src.errors import UserError
@@ -22,3 +24,15 @@ def pipeline_error(error: BaseException) -> Optional[UserError]:
     """
     found = _RAISED.search(str(error))
     return UserError(found.group(1)) if found else None
+
+
+@contextmanager
+def pipeline_errors() -> Iterator[None]:
+    """Turn an error of the pipeline within the block into the source's own, where there is one."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = pipeline_error(error)
+        if cause is None:
+            raise
+        raise cause from error

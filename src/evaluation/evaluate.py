@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.data import pipeline_errors
 from src.runtime.distributed import World
 
 
@@ -106,8 +107,12 @@ def evaluate(
     return Evaluation(correct, correct_5, total, float(sums[3].sum() / total.sum()))
 
 
-def numpy_batches(dataset: Any) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Batches of a MindSpore dataset as NumPy arrays; nothing for None (a rank without images)."""
-    if dataset is None:
-        return iter(())
-    return dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of a MindSpore dataset as NumPy arrays; nothing for None (a rank without images).
+
+    Raises:
+        UserError: An image that cannot be read, by name.
+    """
+    if dataset is not None:
+        with pipeline_errors():
+            yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)

@@ -27,6 +27,7 @@ from src.errors import UserError
 
 _SCHEDULER_START_S = 60.0
 _SCHEDULER_STOP_S = 20.0
+_PREFETCH = 4  # rows that a stage of the data pipeline keeps ready; MindSpore's 16 hold a gigabyte of batches
 _SCHEDULER_CODE = """
 import mindspore as ms
 from mindspore.communication import init
@@ -155,6 +156,7 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
     try:
         ms.set_context(mode=ms.GRAPH_MODE if mode == "GRAPH" else ms.PYNATIVE_MODE)
         ms.set_device(device_target, device_id if device_target != "CPU" else 0)
+        ms.dataset.config.set_prefetch_size(_PREFETCH)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device_target={device_target} cannot be used here: {reason}") from error

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
 from mindspore.train import Model
 
 from src.analysis.curves import plot_curves
 from src.build import architecture, build_dataset, build_model, build_source
 from src.checkpoints import load_network, load_optimizer, read_checkpoint
 from src.config import Config
+from src.data import pipeline_errors, steps_per_epoch
 from src.data.transforms import channel_statistics
-from src.errors import UserError
 from src.evaluation import Evaluation, evaluate, numpy_batches
 from src.runtime.distributed import World
 from src.training.losses import LabelSmoothingCrossEntropy
 from src.training.optimizers import build_optimizer
 from src.training.precision import loss_scale_manager, optimizer_loss_scale
 from src.training.progress import StepProgress, clock
+from src.training.ranks import average_statistics, check_ranks_agree
 from src.training.run_folder import RunFolder, logging_to, shows_bar
 from src.training.schedules import learning_rates
 from src.training.store import CheckpointStore
@@ -60,12 +59,10 @@ def fit(config: Config, world: World) -> Summary:
         UserError: What keeps the training from starting or going on, in one line.
     """
     folder = RunFolder(config.output_path)
-    with ExitStack() as stack:
-        if world.is_main:
-            said = folder.prepare(config, world.size, resume=bool(config.resume_ckpt))
-        world.barrier()
-        stack.enter_context(logging_to(folder.log if world.is_main else None))
-        if world.is_main and said:
+    said = folder.prepare(config, world.size, resume=bool(config.resume_ckpt)) if world.is_main else ""
+    world.barrier()
+    with logging_to(folder.log if world.is_main else None):
+        if said:
             logger.info(said)
         return _Training(config, world, folder).run()
 
@@ -79,8 +76,7 @@ class _Training:
         self.source = build_source(config, "train")
         self.val_source = build_source(config, "val") if config.run_eval else None
         self.network = build_model(config, world)
-        self.steps = self.source.num_samples // (config.batch_size * world.size)
-        build_dataset(config, self.source, True, world)  # fails early on too few images
+        self.steps = steps_per_epoch(self.source.num_samples, config.batch_size, world.size)
         self.rates = learning_rates(
             config.lr_decay_mode,
             lr_max=config.lr_max,
@@ -133,6 +129,8 @@ class _Training:
                     self.folder.forget_after(epoch)
                 return epoch
             logger.info("nothing to resume from in %s: starting anew", self.store.folder)
+            if self.world.is_main:
+                self.folder.forget_after(0)
         if config.pre_trained:
             checkpoint = read_checkpoint(config.pre_trained)
             if load_network(self.network, checkpoint, architecture(config), fine_tune=True):
@@ -189,7 +187,7 @@ class _Training:
             self.folder if world.is_main else None,
             shows_bar(config.progress),
         )
-        try:
+        with closing(progress), pipeline_errors():
             self.model.train(
                 epoch + 1,
                 build_dataset(config, self.source, True, world, epoch),
@@ -197,8 +195,6 @@ class _Training:
                 dataset_sink_mode=config.enable_sink,
                 initial_epoch=epoch,
             )
-        finally:
-            progress.close()
         train_s = time.monotonic() - begun
         average_statistics(self.network, world)
         check_ranks_agree(self.network, world, epoch)
@@ -268,35 +264,3 @@ class _Training:
             train_s + eval_s,
             clock(left),
         )
-
-
-def average_statistics(network: nn.Cell, world: World) -> None:
-    """Give every rank the mean of all ranks' running statistics; weights are equal already, statistics are not."""
-    if world.size == 1:
-        return
-    statistics = [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
-    if not statistics:
-        return
-    values = [p.asnumpy() for p in statistics]
-    mean = world.sum(np.concatenate([v.reshape(-1) for v in values]).astype(np.float64)) / world.size
-    for parameter, part in zip(statistics, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
-        parameter.set_data(ms.Tensor(part.reshape(parameter.shape).astype(np.float32)))
-
-
-def check_ranks_agree(network: nn.Cell, world: World, epoch: int) -> None:
-    """Compare a checksum of all parameters over the ranks.
-
-    Raises:
-        UserError: If they differ: the ranks no longer train one network.
-    """
-    if world.size == 1:
-        return
-    checksum = 0
-    for parameter in network.get_parameters():
-        checksum = zlib.crc32(parameter.asnumpy().tobytes(), checksum)
-    mine = np.zeros(world.size)
-    mine[world.rank] = checksum
-    checksums = world.sum(mine)
-    if (checksums != checksums[0]).any():
-        different = np.flatnonzero(checksums != checksums[0]).tolist()
-        raise UserError(f"parameters differ between rank 0 and ranks {different} after epoch {epoch + 1}")
