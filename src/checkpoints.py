@@ -120,7 +120,7 @@ def load_network(
     if differing:
         raise UserError(f"{checkpoint.path} does not fit the configuration: {'; '.join(differing)}")
     classifier = checkpoint.network.get("fc.weight")
-    skip = fine_tune and classifier is not None and classifier.shape != network.fc.weight.shape
+    skip = fine_tune and (classifier is None or classifier.shape != network.fc.weight.shape)
     try:
         load_into(network, checkpoint.network, skip_classifier=skip)
     except UserError as error:

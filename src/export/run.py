@@ -45,7 +45,7 @@ class Exported:
 def export_checkpoint(config: Config) -> Exported:
     """Export ``checkpoint_file_path``, load the file again and compare it with the network on real images.
 
-    The images are those of ``data_path``, or the sample in this repository where no data set is configured.
+    The images are those of ``data_path``, or the sample in this repository where that is not at hand.
 
     Raises:
         UserError: If the checkpoint does not fit, the file cannot be written, or it computes something else.
@@ -124,7 +124,7 @@ def transformed(source: Source, transform: dict[str, Any], batch_size: int) -> I
 
 
 def _images(config: Config) -> Source:
-    if config.data_path:
+    if config.data_path and Path(config.data_path).is_dir():
         source = open_source(config.dataset, config.data_path, "val")
     elif SAMPLE.is_dir():
         source = open_source("image_folder", SAMPLE, "val")

@@ -1,0 +1,87 @@
+"""The real commands in processes of their own, on a few of the images in data/."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "data" / "fashion_mnist_sample"
+# A network of a few thousand parameters: these tests are about the road, not about accuracy.
+SMALL = ("--net_name=resnet10", "--base_width=8", "--reduction_dim=16", "--epoch_size=2", "--log_interval=5")
+MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def make_folder(root: Path, train: int, val: int) -> Path:
+    """An image folder with ``train`` images a class, and ``val`` images in all, spread over the classes."""
+    classes = sorted(p.name for p in (SAMPLE / "train").iterdir())
+    for index, name in enumerate(classes):
+        files = sorted((SAMPLE / "train" / name).iterdir()) + sorted((SAMPLE / "val" / name).iterdir())
+        share = val // len(classes) + (index < val % len(classes))
+        for split, chosen in (("train", files[:train]), ("val", files[-share:])):
+            (root / split / name).mkdir(parents=True)
+            for file in chosen:
+                shutil.copyfile(file, root / split / name / file.name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """320 training and 103 validation images."""
+    return make_folder(tmp_path_factory.mktemp("images"), 32, 103)
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run a command of the project from a folder of its own; every process that it started must be gone after it."""
+
+    def run(command: Sequence[str], cwd: Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        command = list(command)
+        scripts = ("train.py", "eval.py", "export.py", "scripts/predict.py")
+        resolved = [str(ROOT / word) if word in scripts else word for word in command]
+        resolved = [sys.executable if word == "python" else word for word in resolved]
+        mark = f"GCP_TEST_RUN={os.getpid()}.{time.monotonic_ns()}"
+        key, value = mark.split("=")
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "MS_", "GLOG_"))}
+        env.update({key: value, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"})
+        done = subprocess.run(resolved, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+        if expect is not None:
+            assert done.returncode == expect, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        assert not _processes(key, value), "processes were left behind"
+        return done
+
+    return run
+
+
+def _processes(key: str, value: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(key) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def trained(images: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two epochs in one process."""
+    work = tmp_path_factory.mktemp("trained")
+    config = ROOT / "config" / "quickstart.yaml"
+    run(
+        ["python", "train.py", f"--config_path={config}", f"--data_path={images}", "--output_path=run", *SMALL],
+        cwd=work,
+    )
+    assert [p.name for p in work.iterdir()] == ["run"], "something was written outside the run folder"
+    return work / "run"

@@ -1,0 +1,98 @@
+"""Schedules against tables worked out by hand from the formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from src.training.schedules import PER_EPOCH, PER_STEP, learning_rates
+
+
+def per_epoch(mode: str, epochs: int, **arguments: object) -> np.ndarray:
+    return learning_rates(mode, lr_max=arguments.pop("lr_max", 0.1), epochs=epochs, steps_per_epoch=1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("linear", [0.8, 0.6, 0.4, 0.2]),
+        ("poly", [0.8, 0.45, 0.2, 0.05]),
+        ("cosine", [0.8, 0.4 * (1 + math.sqrt(0.5)), 0.4, 0.4 * (1 - math.sqrt(0.5))]),
+    ],
+)
+def test_decay_from_lr_max_to_zero(mode: str, expected: list[float]) -> None:
+    np.testing.assert_allclose(per_epoch(mode, 4, lr_max=0.8), expected, rtol=1e-6)
+
+
+def test_warm_up_is_linear_and_reaches_lr_max_at_its_last_step() -> None:
+    rates = learning_rates("cosine", lr_max=0.8, lr_init=0.2, epochs=4, steps_per_epoch=3, warmup_epochs=2)
+    np.testing.assert_allclose(rates[:6], [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], rtol=1e-6)
+    assert rates[6] == np.float32(0.8)
+    assert (np.diff(rates[6:]) < 0).all()
+
+
+def test_linear_and_cosine_end_towards_lr_end() -> None:
+    for mode in ("linear", "cosine"):
+        rates = learning_rates(mode, lr_max=0.8, lr_end=0.1, epochs=100, steps_per_epoch=10)
+        assert 0.1 < rates[-1] < 0.102
+
+
+def test_ports_steps_and_step() -> None:
+    steps, step = per_epoch("steps", 10, lr_max=1.0), per_epoch("step", 10, lr_max=1.0)
+    np.testing.assert_allclose(steps, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+    np.testing.assert_allclose(step, [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 5e-5], rtol=1e-6)
+
+
+def test_milestones_replace_the_ports_points() -> None:
+    rates = per_epoch("steps", 6, lr_max=1.0, milestones=(2, 5), gamma=0.5)
+    np.testing.assert_allclose(rates, [1, 1, 0.5, 0.5, 0.5, 0.25])
+
+
+def test_cvpr_2020_for_resnet() -> None:
+    norm, fast, adju = (per_epoch(mode, n) for mode, n in (("lr_norm", 100), ("lr_fast", 30), ("lr_adju", 50)))
+    np.testing.assert_allclose(norm[[0, 29, 30, 60, 90]], [0.1, 0.1, 0.01, 0.001, 0.0001], rtol=1e-5)
+    np.testing.assert_allclose(fast[[0, 1, 29]], [0.1 * (53 / 52) ** 11, 0.1, 0.1 * (24 / 52) ** 11], rtol=1e-5)
+    np.testing.assert_allclose(adju[[0, 1, 49]], [0.1 * (50 / 49) ** 2, 0.1, 0.1 / 49**2], rtol=1e-5)
+
+
+def test_cvpr_2020_for_mobilenetv2() -> None:
+    norm = per_epoch("lr_norm", 100, lr_max=0.045, family="mobilenetv2")
+    fast = per_epoch("lr_fast", 100, lr_max=0.06, family="mobilenetv2")
+    adju = per_epoch("lr_adju", 150, lr_max=0.06, family="mobilenetv2")
+    np.testing.assert_allclose(norm[[0, 1, 50]], [0.045, 0.0441, 0.045 * 0.98**50], rtol=1e-5)
+    np.testing.assert_allclose(fast[[0, 10]], [0.06, 0.06 * 0.92**10], rtol=1e-5)
+    np.testing.assert_allclose(adju[[0, 25, 50, 100, 149]], [0.06, 0.035, 0.01, 0.001, 2.98e-5], rtol=1e-3)
+
+
+def test_rates_never_turn_negative_or_grow_again_past_the_designed_length() -> None:
+    for mode in PER_EPOCH["resnet"]:
+        rates = per_epoch(mode, 300)
+        assert (rates >= 0).all() and (np.diff(rates) <= 0).all()
+
+
+def test_epoch_schedules_stretch_to_another_length() -> None:
+    short = per_epoch("lr_norm", 10, designed_epochs=100)
+    np.testing.assert_allclose(short, [0.1] * 3 + [0.01] * 3 + [0.001] * 3 + [0.0001], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", PER_STEP)
+def test_length_and_type(mode: str) -> None:
+    rates = learning_rates(mode, lr_max=0.1, epochs=7, steps_per_epoch=11, warmup_epochs=1)
+    assert rates.shape == (77,) and rates.dtype == np.float32 and np.isfinite(rates).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "cosin"}, "unknown schedule 'cosin'"),
+        ({"family": "vgg"}, "unknown family 'vgg'"),
+        ({"epochs": 0}, "at least 1"),
+        ({"warmup_epochs": 5}, r"warmup_epochs must be in \[0, 5\)"),
+    ],
+)
+def test_errors_say_what_is_allowed(arguments: dict[str, object], message: str) -> None:
+    defaults: dict[str, object] = {"mode": "linear", "lr_max": 0.1, "epochs": 5, "steps_per_epoch": 1}
+    with pytest.raises(ValueError, match=message):
+        learning_rates(**{**defaults, **arguments})
