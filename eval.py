@@ -7,6 +7,7 @@ import sys
 from src.config import Config
 from src.config.entry import open_session, run_entry_point
 from src.config.modelarts import synchronised
+from src.runtime.distributed import leave
 
 
 def main(config: Config) -> None:
@@ -22,4 +23,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     required = ("data_path", "checkpoint_file_path")
-    sys.exit(run_entry_point(main, sys.argv[1:], "Evaluate a checkpoint on the images of val/.", required))
+    leave(run_entry_point(main, sys.argv[1:], "Evaluate a checkpoint on the images of val/.", required))

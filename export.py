@@ -7,6 +7,7 @@ import sys
 from src.config import Config
 from src.config.entry import open_session, run_entry_point
 from src.config.modelarts import synchronised
+from src.runtime.distributed import leave
 
 
 def main(config: Config) -> None:
@@ -23,4 +24,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     description = "Export a checkpoint for deployment and check the file that came out."
-    sys.exit(run_entry_point(main, sys.argv[1:], description, ("checkpoint_file_path",)))
+    leave(run_entry_point(main, sys.argv[1:], description, ("checkpoint_file_path",)))

@@ -7,6 +7,7 @@ import sys
 from src.config import Config
 from src.config.entry import open_session, run_entry_point
 from src.config.modelarts import synchronised
+from src.runtime.distributed import leave
 
 
 def main(config: Config) -> None:
@@ -20,4 +21,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry_point(main, sys.argv[1:], "Train a network, alone or on every rank of mpirun or msrun."))
+    leave(run_entry_point(main, sys.argv[1:], "Train a network, alone or on every rank of mpirun or msrun."))

@@ -1,39 +1,25 @@
-"""Data-parallel worlds: one process, ``mpirun`` or ``msrun``; on CPU with a scheduler that this module starts.
+"""Data-parallel worlds: one process, ``mpirun`` or ``msrun``.
 
-MindSpore's CPU collectives need a scheduler process and a set of ``MS_*`` variables that plain ``mpirun`` does not
-provide. Rank 0 starts that scheduler on a free port and MPI broadcasts the address; from there on it is the same as
-under ``msrun``, which brings its own scheduler. On GPU and Ascend the native back ends (NCCL, HCCL) need neither.
+On GPU and Ascend the native back ends (NCCL, HCCL) do all that is needed. MindSpore's CPU collectives need a scheduler
+process besides: ``msrun`` brings it, under ``mpirun`` ``scheduler.py`` does.
 """
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from src.errors import UserError
+from src.runtime.scheduler import join_under_mpi, joined
 
-_SCHEDULER_START_S = 60.0
-_SCHEDULER_STOP_S = 20.0
 _PREFETCH = 4  # rows that a stage of the data pipeline keeps ready; MindSpore's 16 hold a gigabyte of batches
-_SCHEDULER_CODE = """
-import mindspore as ms
-from mindspore.communication import init
-ms.set_context(device_target="CPU")
-init()
-"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +101,7 @@ def session(
     """Set the device context and join the job that the launcher made, or be a world of one.
 
     MindSpore is told to train data-parallel with averaged gradients. Nothing of the job outlives it: the scheduler
-    ends with rank 0, however that ends.
+    ends with rank 0, however that ends. The program ends with :func:`leave`.
 
     Args:
         mode: 'GRAPH' or 'PYNATIVE'.
@@ -128,21 +114,36 @@ def session(
         UserError: Where launcher and arguments contradict each other, or the device is not there.
     """
     check_launch(run_distribute, device_num)
-    scheduler = None
     if run_distribute and launched_ranks()[0] == "mpirun" and device_target == "CPU":
-        scheduler = _start_under_mpi()
-    try:
-        set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
-        if not run_distribute:
-            yield World()
-            return
-        world = _join()
-        yield world
-        world.barrier()  # nobody leaves while another still needs the collectives
-    except BaseException:
-        if scheduler is not None:
-            scheduler.kill()
-        raise
+        join_under_mpi()
+    set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
+    if not run_distribute:
+        yield World()
+        return
+    world = _join()
+    yield world
+    world.barrier()  # nobody leaves while another still needs the collectives
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code; the last call of a program that opened a :func:`session`.
+
+    Where this module started the scheduler, MindSpore's own way out is not taken: its cluster threads (2.8.0) crash
+    now and then when a peer's connection closes while they are being torn down, and a finished job would end with a
+    segmentation fault. Everything is written by now, so the process ends at once, and the scheduler with it.
+    """
+    if not joined.under_mpi:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 0:  # without it mpirun takes the job for failed, and ends the other ranks: right for any other code
+        from mpi4py import MPI
+
+        MPI.Finalize()
+    if joined.scheduler is not None:
+        joined.scheduler.kill()
+        joined.scheduler.wait()
+    os._exit(code)
 
 
 def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
@@ -167,7 +168,8 @@ def _join() -> World:
     from mindspore import communication as comm
     from mindspore import nn, ops
 
-    comm.init()
+    with _without_chatter():
+        comm.init()
     rank, size = comm.get_rank(), comm.get_group_size()
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=size, global_rank=rank
@@ -185,107 +187,26 @@ def _join() -> World:
     return World(rank, size, local_rank, local_size, Reduce())
 
 
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold back standard error and pass on all but the lines that MindSpore's sockets print at any log level."""
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile("w+b") as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines(keepends=True):
+                if not line.startswith("[INFO] DISTRIBUTED"):
+                    sys.stderr.write(line)
+
+
 def _local(rank: int, size: int) -> tuple[int, int]:
     if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
         return int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]), int(os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
     local_size = int(os.environ.get("MS_LOCAL_WORKER_NUM", size))
     return rank % local_size, local_size
-
-
-def _start_under_mpi() -> subprocess.Popen[bytes] | None:
-    """Start the scheduler from rank 0 and point every rank of ``MPI.COMM_WORLD`` to it."""
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
-    rank, size = world.Get_rank(), world.Get_size()
-    scheduler, address, problem = None, ("", 0), ""
-    if rank == 0:
-        host = "127.0.0.1" if _one_host() else _own_address()
-        address = (host, _free_port(host))
-        scheduler = _start_scheduler(address, size)
-        # Exit handlers run last in, first out: registered before MindSpore's import, this one waits after MindSpore
-        # has unregistered this rank.
-        atexit.register(_await_end, scheduler)
-        problem = _wait_for_scheduler(scheduler, address)
-    address, problem = world.bcast((address, problem), root=0)
-    if problem:
-        raise UserError(problem)
-    os.environ.update(_scheduler_variables(address, size), MS_ROLE="MS_WORKER", MS_NODE_ID=str(rank))
-    return scheduler
-
-
-def _scheduler_variables(address: tuple[str, int], size: int) -> dict[str, str]:
-    return {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": address[0], "MS_SCHED_PORT": str(address[1])}
-
-
-def _start_scheduler(address: tuple[str, int], size: int) -> subprocess.Popen[bytes]:
-    # With MPI's variables the child would take itself for a rank.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
-    env.update(_scheduler_variables(address, size), MS_ROLE="MS_SCHED", MS_NODE_ID="sched")
-    return subprocess.Popen(
-        [sys.executable, "-c", _SCHEDULER_CODE],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks, which then end the scheduler
-        preexec_fn=_die_with_parent,
-    )
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _wait_for_scheduler(scheduler: subprocess.Popen[bytes], address: tuple[str, int]) -> str:
-    """Wait until the scheduler listens; ranks that ask too early wait for seconds. Returns the problem, if any."""
-    deadline = time.monotonic() + _SCHEDULER_START_S
-    while time.monotonic() < deadline:
-        if scheduler.poll() is not None:
-            return f"MindSpore's scheduler ended at its start with exit code {scheduler.returncode}"
-        if _listens(address[1]):
-            return ""
-        time.sleep(0.05)
-    scheduler.kill()
-    return f"MindSpore's scheduler did not listen on {address[0]}:{address[1]} within {_SCHEDULER_START_S:.0f} s"
-
-
-def _listens(port: int) -> bool:
-    """Whether a socket of this host listens on the port.
-
-    Asked of the kernel, since a test connection would count as a worker that went away.
-    """
-    listening = "0A"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with Path(table).open() as lines:
-                next(lines)
-                for line in lines:
-                    fields = line.split()
-                    if fields[3] == listening and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                        return True
-        except FileNotFoundError:
-            continue
-    return False
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _one_host() -> bool:
-    return os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ.get("OMPI_COMM_WORLD_SIZE")
-
-
-def _own_address() -> str:
-    """The address by which other hosts reach this one: ``GCP_SCHEDULER_HOST``, or that of the host's name."""
-    return os.environ.get("GCP_SCHEDULER_HOST") or socket.gethostbyname(socket.gethostname())
-
-
-def _await_end(scheduler: subprocess.Popen[bytes]) -> None:
-    try:  # it ends by itself when the last worker has said goodbye
-        scheduler.wait(_SCHEDULER_STOP_S)
-    except subprocess.TimeoutExpired:
-        scheduler.kill()
-        scheduler.wait()

