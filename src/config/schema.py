@@ -62,8 +62,8 @@ class Config:
 
     dataset: str = _data(
         "image_folder",
-        "Kind of data set; imagenet2012 is an image folder.",
-        choices=("image_folder", "imagenet2012", "fashion_mnist", "cifar10"),
+        "Kind of data set; imagenet2012 is an image folder, mindrecord one that scripts/to_mindrecord.py packed.",
+        choices=("image_folder", "imagenet2012", "mindrecord", "fashion_mnist", "cifar10"),
         aliases={"imagenet": "imagenet2012"},
     )
     data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.")
@@ -102,7 +102,14 @@ class Config:
     weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="x >= 0")
     freeze_bn: bool = _training(False, "Keep the running statistics of batch normalisation as loaded.")
     amp_level: str = _training("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
-    loss_scale: float = _training(1024.0, "Fixed loss scale of mixed precision.", bounds="x > 0")
+    loss_scale_mode: str = _training(
+        "fixed",
+        "Loss scale of mixed precision: fixed, or dynamic (starts at loss_scale; GPU and Ascend).",
+        choices=("fixed", "dynamic"),
+    )
+    loss_scale: float = _training(
+        1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", bounds="x > 0"
+    )
     seed: int = _training(1, "Seed of initialisation, shuffling, augmentation and dropout.", bounds="x >= 0")
     log_interval: int = _training(100, "Steps between two lines of the log.", bounds="x >= 1")
 
@@ -111,6 +118,9 @@ class Config:
         "Learning-rate schedule; lr_norm, lr_fast and lr_adju are those of CVPR 2020.",
         choices=("linear", "poly", "cosine", "step", "steps", "lr_norm", "lr_fast", "lr_adju"),
         aliases=_ADJUST,
+    )
+    lr_family: str = _schedule(
+        "resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2")
     )
     lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="x >= 0")
     lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="x >= 0")

@@ -19,6 +19,7 @@ from src.checkpoints import load_network, load_optimizer, read_checkpoint
 from src.config import Config
 from src.data import pipeline_errors, steps_per_epoch
 from src.data.transforms import channel_statistics
+from src.errors import UserError
 from src.evaluation import Evaluation, evaluate, numpy_batches
 from src.runtime.distributed import World
 from src.training.losses import LabelSmoothingCrossEntropy
@@ -72,6 +73,8 @@ class _Training:
 
     def __init__(self, config: Config, world: World, folder: RunFolder) -> None:
         self.config, self.world, self.folder = config, world, folder
+        if config.enable_sink and config.device_target == "CPU":
+            raise UserError("enable_sink=True needs a GPU or Ascend: MindSpore has no data sink on CPU", 2)
         ms.set_seed(config.seed)
         self.source = build_source(config, "train")
         self.val_source = build_source(config, "val") if config.run_eval else None
@@ -87,6 +90,7 @@ class _Training:
             warmup_epochs=config.warmup_epochs,
             milestones=config.lr_epochs,
             gamma=config.lr_gamma,
+            family=config.lr_family,
         )
         self.optimizer = build_optimizer(
             list(self.network.trainable_params()),
@@ -110,7 +114,9 @@ class _Training:
             loss_fn=LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0),
             optimizer=self.optimizer,
             amp_level=config.amp_level,
-            loss_scale_manager=loss_scale_manager(config.amp_level, config.loss_scale, config.device_target),
+            loss_scale_manager=loss_scale_manager(
+                config.amp_level, config.loss_scale_mode, config.loss_scale, config.device_target
+            ),
         )
 
     def _restore(self) -> int:
