@@ -6,7 +6,10 @@ create_pooling("dropcov", channels=128) -> nn.Cell, (N, 128, H, W) -> (N, cell.o
 from __future__ import annotations
 
 from src.pooling.dropcov import DropCov
+from src.pooling.element_wise import BCNN, BCNNLT, LayerNormPooling, SigmE
 from src.pooling.fast_mpn import FastMPN
+from src.pooling.matrix_functions import APN, IBCNN, IBCNNLT, MPN, ILogM, LogM
+from src.pooling.max_exp import MaxExp
 from src.pooling.plain import CovariancePooling, GlobalAveragePooling
 from src.pooling.registry import PoolingInfo, create_pooling, list_poolings, pooling_info, register_pooling
 from src.registry import UnknownNameError
@@ -24,3 +27,14 @@ register_pooling("gap", GlobalAveragePooling, is_covariance=False)
 register_pooling("gcp", CovariancePooling)
 register_pooling("dropcov", DropCov)
 register_pooling("fast_mpn", FastMPN)
+register_pooling("bcnn", BCNN)
+register_pooling("bcnn_lt", BCNNLT)
+register_pooling("sigme", SigmE)
+register_pooling("layernorm", LayerNormPooling)
+register_pooling("logm", LogM)
+register_pooling("ilogm", ILogM)
+register_pooling("mpn", MPN)
+register_pooling("apn", APN)
+register_pooling("ibcnn", IBCNN)
+register_pooling("ibcnn_lt", IBCNNLT)
+register_pooling("maxexp", MaxExp)

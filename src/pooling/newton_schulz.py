@@ -41,8 +41,8 @@ class NewtonSchulz(Float32Cell):
     def construct(self, c: ms.Tensor) -> ms.Tensor:
         """The root of each matrix of a batch."""
         trace = (c * self.identity).sum((-2, -1), keepdims=True)
-        positive = trace > SMALLEST_TRACE
-        trace = ops.select(positive, trace, ops.ones_like(trace))
+        zero = trace <= SMALLEST_TRACE
+        trace = ops.masked_fill(trace, zero, 1.0)
         a = c / trace
         t = 0.5 * (self.three - a)
         y = self.product(a, t)
@@ -53,4 +53,4 @@ class NewtonSchulz(Float32Cell):
                 y = self.product(y, t)
                 z = self.product(t, z)
             y = 0.5 * self.product(y, self.three - self.product(z, y))
-        return y * (ops.sqrt(trace) * positive.astype(ms.float32))
+        return y * ops.masked_fill(ops.sqrt(trace), zero, 0.0)

@@ -25,7 +25,7 @@ def features(shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Maps with channels of different size and correlation, as a network gives, in float32."""
     rng = np.random.default_rng(seed)
     n, d, h, w = shape
-    mixing = rng.standard_normal((d, d)) / np.sqrt(d) + np.diag(rng.uniform(0.2, 1.5, d))
+    mixing = 0.3 * rng.standard_normal((d, d)) / np.sqrt(d) + np.diag(rng.uniform(0.8, 1.8, d))
     x = np.einsum("ij,njp->nip", mixing, rng.standard_normal((n, d, h * w))) + rng.uniform(0, 2, (1, d, 1))
     return x.reshape(shape).astype(np.float32)
 
@@ -65,7 +65,7 @@ def spectral(c: np.ndarray, f: Callable[[np.ndarray], np.ndarray]) -> np.ndarray
     out = np.zeros_like(c)
     for i, m in enumerate(c):
         lam, u = np.linalg.eigh(m)
-        out[i] = (u * f(np.maximum(lam, 0.0))) @ u.T
+        out[i] = (u * f(cut(lam))) @ u.T
     return out
 
 
@@ -74,6 +74,78 @@ def fast_mpn(x: np.ndarray, iterations: int = 5) -> np.ndarray:
     trace = np.trace(c, axis1=1, axis2=2)
     safe = np.where(trace > 0, trace, 1.0)[:, None, None]
     return triu(spectral(c / safe, lambda a: newton_schulz_scalar(a, iterations)) * np.sqrt(trace)[:, None, None])
+
+
+def ssqrt(v: np.ndarray) -> np.ndarray:
+    return np.sign(v) * np.sqrt(np.abs(v))
+
+
+def l2(v: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(v, axis=1, keepdims=True)
+    return v / np.where(norm > 0, norm, 1.0)
+
+
+def bcnn(x: np.ndarray) -> np.ndarray:
+    return l2(ssqrt(gcp(x)))
+
+
+def sigme(x: np.ndarray, slope: float = 1.0) -> np.ndarray:
+    return 2 / (1 + np.exp(-slope * gcp(x))) - 1
+
+
+def layernorm(x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
+    v = gcp(x)
+    return (v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + eps)
+
+
+def cut(lam: np.ndarray) -> np.ndarray:
+    """Rounding errors of zero eigenvalues, removed."""
+    return np.where(lam > 1e-12 * max(lam.max(), 0.0), lam, 0.0)
+
+
+def logm(x: np.ndarray, eps: float = 1e-3) -> np.ndarray:
+    return triu(spectral(covariance(x), lambda lam: np.log(cut(lam) + eps)))
+
+
+def ilogm(x: np.ndarray, eps: float = 1e-3) -> np.ndarray:
+    return triu(spectral(covariance(x), lambda lam: eps * np.log((cut(lam) + eps) / eps)))
+
+
+def mpn(x: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    return triu(spectral(covariance(x), lambda lam: cut(lam) ** alpha))
+
+
+def ibcnn(x: np.ndarray) -> np.ndarray:
+    return l2(ssqrt(mpn(x)))
+
+
+def maxexp(x: np.ndarray, eta: int = 20, eps: float = 1e-6) -> np.ndarray:
+    c = covariance(x)
+    return triu(
+        np.stack([np.eye(len(m)) - np.linalg.matrix_power(np.eye(len(m)) - m / (np.trace(m) + eps), eta) for m in c])
+    )
+
+
+def apn_objective(lam: np.ndarray, alpha: np.ndarray, tau: float = 4.0, floor: float = 0.1) -> np.ndarray:
+    """The objective at every alpha, for the eigenvalues of one sample."""
+    lam = cut(lam)
+    present = lam[lam > 0]
+    if not present.size:
+        present = np.ones(1)
+    p = present[None, :] ** alpha[:, None]
+    p /= p.sum(1, keepdims=True)
+    entropy = -(p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum(1)
+    return alpha * (np.log(max(lam.max(), 1e-30)) - np.log(max(floor, lam.min()))) + tau * entropy
+
+
+def apn_alpha(x: np.ndarray, tau: float = 4.0, sign: float = 1.0, alpha_min: float = 0.1) -> np.ndarray:
+    """Brute force over 20 000 values, one alpha per sample."""
+    grid = np.linspace(alpha_min, 1, 20001)
+    return np.array([grid[np.argmax(sign * apn_objective(np.linalg.eigvalsh(c), grid, tau))] for c in covariance(x)])
+
+
+def apn_at(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return np.concatenate([mpn(x[i : i + 1], alpha[i]) for i in range(len(x))])
 
 
 def relative_error(value: Any, reference: np.ndarray) -> float:
@@ -108,7 +180,7 @@ def gradients(cell: nn.Cell, x: np.ndarray, g: np.ndarray) -> Tuple[np.ndarray, 
 
 
 def directional_derivative(
-    f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, g: np.ndarray, v: np.ndarray, step: float = 1e-6
+    f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, g: np.ndarray, v: np.ndarray, step: float = 1e-8
 ) -> float:
     """d/dt sum(f(x + t v) * g) at t = 0 by central differences in float64."""
     x = x.astype(np.float64)

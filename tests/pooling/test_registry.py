@@ -11,8 +11,9 @@ from src.registry import Registry
 
 def test_names() -> None:
     names = list_poolings()
-    assert names == sorted(names)
-    assert {"gap", "gcp", "dropcov", "fast_mpn"} <= set(names)
+    assert names == (
+        ["apn", "bcnn", "bcnn_lt", "dropcov", "fast_mpn", "gap", "gcp", "ibcnn", "ibcnn_lt", "ilogm", "layernorm", "logm", "maxexp", "mpn", "sigme"]
+    )
 
 
 def test_unknown_name_lists_nearest_and_all() -> None:
@@ -52,6 +53,20 @@ def test_unknown_argument(name: str) -> None:
         ("dropcov", {"rate": 1.0}, ValueError),
         ("dropcov", {"rate": float("nan")}, ValueError),
         ("dropcov", {"seed": -1}, ValueError),
+        ("sigme", {"slope": 0.0}, ValueError),
+        ("layernorm", {"eps": 0.0}, ValueError),
+        ("logm", {"eps": -1e-3}, ValueError),
+        ("ilogm", {"eps": "small"}, TypeError),
+        ("mpn", {"alpha": 1.5}, ValueError),
+        ("mpn", {"alpha": 0.0}, ValueError),
+        ("mpn", {"solver": "qr"}, ValueError),
+        ("apn", {"tau": 0}, ValueError),
+        ("apn", {"floor": 0}, ValueError),
+        ("apn", {"alpha_min": 1.0}, ValueError),
+        ("apn", {"objective": "largest"}, ValueError),
+        ("maxexp", {"eta": 0}, ValueError),
+        ("maxexp", {"eta": 2.0}, TypeError),
+        ("maxexp", {"eps": 0.0}, ValueError),
     ],
 )
 def test_bad_argument(name: str, args: dict, error: type) -> None:
