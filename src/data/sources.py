@@ -143,7 +143,8 @@ def open_source(dataset: str, data_path: Union[str, Path], split: str) -> Source
     """Open one split of a data set.
 
     Args:
-        dataset: ``image_folder`` (also ``imagenet2012``, ``imagenet``), ``fashion_mnist`` or ``cifar10``.
+        dataset: ``image_folder`` (also ``imagenet2012``, ``imagenet``), ``mindrecord``, ``fashion_mnist`` or
+            ``cifar10``.
         data_path: Folder of the data set; see docs/data.md for what each expects there.
         split: ``"train"`` or ``"val"``.
 
@@ -154,11 +155,13 @@ def open_source(dataset: str, data_path: Union[str, Path], split: str) -> Source
     from src.data.cifar10 import open_cifar10
     from src.data.fashion_mnist import open_fashion_mnist
     from src.data.image_folder import open_image_folder
+    from src.data.mindrecord import open_mindrecord
 
     openers = {
         "image_folder": open_image_folder,
         "imagenet2012": open_image_folder,
         "imagenet": open_image_folder,
+        "mindrecord": open_mindrecord,
         "fashion_mnist": open_fashion_mnist,
         "cifar10": open_cifar10,
     }
