@@ -75,7 +75,7 @@ class Traced(nn.Cell):
         return (out * g).sum(), out
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(name: str) -> Tuple[nn.Cell, Callable]:
     """One pooling in training mode for all tests: each shape is compiled once."""
     cell = create_pooling(name, CHANNELS).set_train()
