@@ -8,14 +8,16 @@ from src.config import Config
 from src.config.entry import open_session, run_entry_point
 from src.config.modelarts import synchronised
 from src.runtime.distributed import leave
+from src.runtime.signals import StopRequest
 
 
 def main(config: Config) -> None:
     """Train as configured."""
-    with open_session(config) as world, synchronised(config, world.rank) as local:
-        from src.training import fit  # here: a session starts before MindSpore is imported
+    stop = StopRequest()
+    with stop.listening(), open_session(config) as world, synchronised(config, world.rank) as local:
+        from src.training import fit  # here: signals and session come before MindSpore
 
-        summary = fit(local, world)
+        summary = fit(local, world, stop)
         if world.is_main and summary.best is not None:
             print(f"best top-1 accuracy: {summary.best:.4f}; run folder: {summary.folder}")
 

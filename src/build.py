@@ -78,8 +78,10 @@ def build_source(config: Config, split: str) -> Source:
     return source
 
 
-def build_dataset(config: Config, source: Source, training: bool, world: World, epoch: int = 0) -> Any:
-    """One epoch of training batches, or the evaluation batches of this rank (None if it has no image)."""
+def build_dataset(
+    config: Config, source: Source, training: bool, world: World, epoch: int = 0, first_step: int = 0
+) -> Any:
+    """An epoch of training batches from ``first_step``, or the evaluation batches of this rank (None for no image)."""
     return create_dataset(
         source,
         training=training,
@@ -95,6 +97,7 @@ def build_dataset(config: Config, source: Source, training: bool, world: World, 
         std=config.std,
         seed=config.seed,
         epoch=epoch,
+        first_step=first_step,
         rank=world.rank,
         world_size=world.size,
         num_workers=config.num_workers,

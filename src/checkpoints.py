@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
 from src.conversion import load_into
@@ -22,6 +23,7 @@ from src.runtime.files import whole_file
 
 _OPTIMIZER = "optimizer."
 _ABOUT = "about."
+_RANKS = "ranks.statistics"
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,22 @@ class Checkpoint:
         network: The network's parameters by name.
         optimizer: The optimiser's state by name; empty in a checkpoint that holds a network alone.
         about: ``epoch`` and ``step`` that were completed, ``architecture``, ``class_names``, ``metric``.
+        ranks: Running statistics of every rank, float32 (ranks, n), in a checkpoint from within an epoch.
     """
 
     path: Path
     network: dict[str, ms.Parameter]
     optimizer: dict[str, ms.Parameter] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    ranks: np.ndarray | None = None
 
 
 def save_checkpoint(
-    path: Path, network: nn.Cell, optimizer: nn.Optimizer | None = None, about: Mapping[str, Any] | None = None
+    path: Path,
+    network: nn.Cell,
+    optimizer: nn.Optimizer | None = None,
+    about: Mapping[str, Any] | None = None,
+    ranks: np.ndarray | None = None,
 ) -> None:
     """Write a checkpoint with a checksum, whole or not at all.
 
@@ -51,6 +59,7 @@ def save_checkpoint(
         network: Its parameters and statistics are stored.
         optimizer: Its momentum, step and rates are stored; a parameter that belongs to the network is not repeated.
         about: Facts that JSON can hold.
+        ranks: Running statistics of every rank, where they differ, float32 (ranks, n).
 
     Raises:
         UserError: If the file cannot be written; an earlier file of that name is untouched.
@@ -59,6 +68,8 @@ def save_checkpoint(
     if optimizer is not None:
         state = optimizer_state(optimizer, network)
         entries += [{"name": _OPTIMIZER + name, "data": p} for name, p in state.items()]
+    if ranks is not None:
+        entries.append({"name": _RANKS, "data": ms.Tensor(ranks)})
     try:
         with whole_file(path) as temporary:
             ms.save_checkpoint(
@@ -90,7 +101,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for name in [n for n in entries if n.startswith(_ABOUT)]:
         about[name[len(_ABOUT) :]] = json.loads(str(entries.pop(name)))
     state = {n[len(_OPTIMIZER) :]: entries.pop(n) for n in [n for n in entries if n.startswith(_OPTIMIZER)]}
-    return Checkpoint(path, entries, state, about)
+    ranks = entries.pop(_RANKS).asnumpy() if _RANKS in entries else None
+    return Checkpoint(path, entries, state, about, ranks)
 
 
 def load_network(

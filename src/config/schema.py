@@ -144,6 +144,9 @@ class Config:
     save_best_ckpt: bool = _checkpoints(True, "Keep the checkpoint of the best evaluation.")
     save_checkpoint: bool = _checkpoints(True, "Save checkpoints while training.")
     save_checkpoint_epochs: int = _checkpoints(1, "Epochs between two checkpoints.", bounds="x >= 1")
+    save_checkpoint_steps: int = _checkpoints(
+        0, "Steps between two checkpoints within an epoch; 0 for none.", bounds="x >= 0"
+    )
     keep_checkpoint_max: int = _checkpoints(5, "Number of checkpoints kept besides the best one.", bounds="x >= 1")
     pre_trained: str = _checkpoints("", "Checkpoint to start from; another number of classes skips the classifier.")
     resume_ckpt: str = _checkpoints("", "Checkpoint to resume from, or auto for the newest one under output_path.")

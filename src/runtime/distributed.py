@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from src.errors import UserError
 from src.runtime.scheduler import join_under_mpi, joined
+
+if TYPE_CHECKING:  # NumPy starts threads, which must not happen before signals are arranged for
+    import numpy as np
 
 _PREFETCH = 4  # rows that a stage of the data pipeline keeps ready; MindSpore's 16 hold a gigabyte of batches
 
@@ -51,10 +52,12 @@ class World:
         from mindspore import Tensor
 
         # CPU collectives know floating types only; float64 counts exactly up to 2**53.
-        return self._reduce(Tensor(values.astype(np.float64).reshape(-1))).asnumpy().reshape(values.shape)
+        return self._reduce(Tensor(values.astype("float64").reshape(-1))).asnumpy().reshape(values.shape)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
+        import numpy as np
+
         self.sum(np.zeros(1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from mindspore.train import Model
 
 from src.analysis.curves import plot_curves
 from src.build import architecture, build_dataset, build_model, build_source
-from src.checkpoints import load_network, load_optimizer, read_checkpoint
+from src.checkpoints import load_network, read_checkpoint
 from src.config import Config
 from src.data import pipeline_errors, steps_per_epoch
 from src.data.transforms import channel_statistics
 from src.errors import UserError
 from src.evaluation import Evaluation, evaluate, numpy_batches
 from src.runtime.distributed import World
+from src.runtime.signals import Interrupted, StopRequest
+from src.training.interruption import StepBoundary, agreed_signal
 from src.training.losses import LabelSmoothingCrossEntropy
 from src.training.optimizers import build_optimizer
 from src.training.precision import loss_scale_manager, optimizer_loss_scale
@@ -29,6 +32,7 @@ from src.training.progress import StepProgress, clock
 from src.training.ranks import average_statistics, check_ranks_agree
 from src.training.run_folder import RunFolder, logging_to, shows_bar
 from src.training.schedules import learning_rates
+from src.training.state import Position, TrainingState
 from src.training.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
@@ -53,10 +57,16 @@ class Summary:
     folder: Path
 
 
-def fit(config: Config, world: World) -> Summary:
+def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summary:
     """Train as configured; every rank calls it.
 
+    Args:
+        config: The configuration.
+        world: The ranks of this job.
+        stop: Receives signals; after one the training saves and stops at the next step boundary of all ranks.
+
     Raises:
+        Interrupted: After such a stop.
         UserError: What keeps the training from starting or going on, in one line.
     """
     folder = RunFolder(config.output_path)
@@ -65,20 +75,19 @@ def fit(config: Config, world: World) -> Summary:
     with logging_to(folder.log if world.is_main else None):
         if said:
             logger.info(said)
-        return _Training(config, world, folder).run()
+        return _Training(config, world, folder, stop or StopRequest()).run()
 
 
 class _Training:
     """The objects of one training and what happens to them epoch by epoch."""
 
-    def __init__(self, config: Config, world: World, folder: RunFolder) -> None:
-        self.config, self.world, self.folder = config, world, folder
+    def __init__(self, config: Config, world: World, folder: RunFolder, stop: StopRequest) -> None:
+        self.config, self.world, self.folder, self.stop = config, world, folder, stop
         if config.enable_sink and config.device_target == "CPU":
             raise UserError("enable_sink=True needs a GPU or Ascend: MindSpore has no data sink on CPU", 2)
         ms.set_seed(config.seed)
         self.source = build_source(config, "train")
         self.val_source = build_source(config, "val") if config.run_eval else None
-        self.network = build_model(config, world)
         self.steps = steps_per_epoch(self.source.num_samples, config.batch_size, world.size)
         self.rates = learning_rates(
             config.lr_decay_mode,
@@ -92,96 +101,83 @@ class _Training:
             gamma=config.lr_gamma,
             family=config.lr_family,
         )
-        self.optimizer = build_optimizer(
-            list(self.network.trainable_params()),
+        network = build_model(config, world)
+        optimizer = build_optimizer(
+            list(network.trainable_params()),
             self.rates,
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
             loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
         )
-        self.store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max)
         mean, std = channel_statistics(self.source, config.in_channels, config.mean, config.std)
-        self.about = {
+        about = {
             "architecture": architecture(config),
             "class_names": list(self.source.class_names),
             "mean": mean,
             "std": std,
         }
-        self.start_epoch = self._restore()
+        store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max)
+        self.state = TrainingState(network, optimizer, store, world, self.steps, about)
+        self.start = self._restore()
         self.model = Model(
-            self.network,
+            network,
             loss_fn=LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0),
-            optimizer=self.optimizer,
+            optimizer=optimizer,
             amp_level=config.amp_level,
             loss_scale_manager=loss_scale_manager(
                 config.amp_level, config.loss_scale_mode, config.loss_scale, config.device_target
             ),
         )
 
-    def _restore(self) -> int:
-        """Load what the configuration names; the epoch to go on with."""
-        config = self.config
+    def _restore(self) -> Position:
+        """Load what the configuration names; where to go on."""
+        config, network = self.config, self.state.network
         if config.resume_ckpt:
-            checkpoint = (
-                self.store.newest_valid() if config.resume_ckpt == "auto" else read_checkpoint(config.resume_ckpt)
-            )
-            if checkpoint is not None:
-                load_network(self.network, checkpoint, architecture(config))
-                load_optimizer(self.optimizer, self.network, checkpoint)
-                epoch = int(checkpoint.about["epoch"])
-                logger.info("resumed from %s after epoch %d", checkpoint.path, epoch)
-                if self.world.is_main:
-                    self.folder.forget_after(epoch)
-                return epoch
-            logger.info("nothing to resume from in %s: starting anew", self.store.folder)
+            position = self.state.resume(config.resume_ckpt, architecture(config))
             if self.world.is_main:
-                self.folder.forget_after(0)
+                self.folder.forget_after(position.step if position else 0)
+            if position:
+                return position
+            logger.info("nothing to resume from in %s: starting anew", self.state.store.folder)
         if config.pre_trained:
             checkpoint = read_checkpoint(config.pre_trained)
-            if load_network(self.network, checkpoint, architecture(config), fine_tune=True):
+            if load_network(network, checkpoint, architecture(config), fine_tune=True):
                 logger.info("started from %s", checkpoint.path)
             else:
                 logger.info("started from %s without its classifier: it has other classes", checkpoint.path)
-        return 0
+        return Position()
 
     def run(self) -> Summary:
         """All epochs that are left."""
         config, world = self.config, self.world
-        size = sum(p.size for p in self.network.trainable_params())
+        size = sum(p.size for p in self.state.network.trainable_params())
         logger.info(
-            "%s + %s, %.2f M parameters, %s mode on %s; %d training images in %d classes",
-            config.net_name,
-            config.pooling,
-            size / 1e6,
-            config.mode_name,
-            config.device_target,
-            self.source.num_samples,
-            len(self.source.class_names),
+            f"{config.net_name} + {config.pooling}, {size / 1e6:.2f} M parameters, {config.mode_name} mode on "
+            f"{config.device_target}; {self.source.num_samples} training images in "
+            f"{len(self.source.class_names)} classes"
         )
         logger.info(
-            "global batch %d = %d x %d rank%s, %d steps an epoch, rate up to %g (%s), run folder %s",
-            config.batch_size * world.size,
-            config.batch_size,
-            world.size,
-            "" if world.size == 1 else "s",
-            self.steps,
-            float(self.rates.max()),
-            config.lr_decay_mode,
-            self.folder.path,
+            f"global batch {config.batch_size * world.size} = {config.batch_size} x {world.size} "
+            f"rank{'' if world.size == 1 else 's'}, {self.steps} steps an epoch, rate up to {self.rates.max():g} "
+            f"({config.lr_decay_mode}), run folder {self.folder.path}"
         )
-        loss, evaluation = float("nan"), None
+        loss, evaluation, position = math.nan, None, self.start
         started = time.monotonic()
-        for epoch in range(self.start_epoch, config.epoch_size):
-            loss, evaluation = self._epoch(epoch, started)
+        with self.stop.deferring():
+            while position.step < config.epoch_size * self.steps:
+                loss, evaluation = self._epoch(position, started)
+                position = Position((position.step // self.steps + 1) * self.steps)
         if world.is_main:
             plot_curves(self.folder.records("epoch"), self.folder.curves)
-        done = max(self.start_epoch, config.epoch_size)
-        logger.info("done: %d epochs in %s", done, clock(time.monotonic() - started))
-        return Summary(done, loss, evaluation, self.store.best_metric, self.folder.path)
+        epochs = position.step // self.steps
+        logger.info("done: %d epochs in %s", epochs, clock(time.monotonic() - started))
+        return Summary(epochs, loss, evaluation, self.state.store.best_metric, self.folder.path)
 
-    def _epoch(self, epoch: int, started: float) -> tuple[float, Evaluation | None]:
+    def _epoch(self, begin: Position, started: float) -> tuple[float, Evaluation | None]:
+        """Train what is left of the epoch at ``begin``, evaluate and save; mean loss and evaluation."""
         config, world = self.config, self.world
+        epoch, first_step = divmod(begin.step, self.steps)
         begun = time.monotonic()
         progress = StepProgress(
             epoch,
@@ -192,43 +188,60 @@ class _Training:
             config.log_interval,
             self.folder if world.is_main else None,
             shows_bar(config.progress),
+            first_step,
+            begin.loss_sum,
+            begin.loss_count,
         )
+
+        def save(done: int) -> None:
+            if done < self.steps:  # the end of an epoch is saved after its evaluation
+                progress.fetch()
+                self.state.save(Position(epoch * self.steps + done, progress.loss_sum, progress.loss_count))
+
+        boundary = StepBoundary(first_step, self._signal, config.save_checkpoint_steps, save)
         with closing(progress), pipeline_errors():
             self.model.train(
                 epoch + 1,
-                build_dataset(config, self.source, True, world, epoch),
-                callbacks=[progress],
+                build_dataset(config, self.source, True, world, epoch, first_step),
+                callbacks=[progress, boundary],
                 dataset_sink_mode=config.enable_sink,
                 initial_epoch=epoch,
             )
+        if boundary.signal and boundary.done < self.steps:
+            where = f"after step {boundary.done} of epoch {epoch + 1}; resume with --resume_ckpt=auto"
+            raise Interrupted(boundary.signal, where)
         train_s = time.monotonic() - begun
-        average_statistics(self.network, world)
-        check_ranks_agree(self.network, world, epoch)
+        average_statistics(self.state.network, world)
+        check_ranks_agree(self.state.network, world, epoch)
         loss_sum, count = world.sum(np.array([progress.loss_sum, progress.loss_count], np.float64))
         loss = float(loss_sum / count)
 
         evaluation, eval_s = None, 0.0
-        last = epoch + 1 == config.epoch_size
-        due = epoch + 1 >= config.eval_start_epoch and (epoch + 1 - config.eval_start_epoch) % config.eval_interval == 0
+        number, last = epoch + 1, epoch + 1 == config.epoch_size
+        due = number >= config.eval_start_epoch and (number - config.eval_start_epoch) % config.eval_interval == 0
         if self.val_source is not None and (due or last):
             begun = time.monotonic()
             batches = numpy_batches(build_dataset(config, self.val_source, False, world))
-            evaluation = evaluate(self.network, batches, config.class_num, config.batch_size, world)
+            evaluation = evaluate(self.state.network, batches, config.class_num, config.batch_size, world)
             eval_s = time.monotonic() - begun
+        received = boundary.signal or agreed_signal(self.stop, world)
+        self.state.save(
+            Position(number * self.steps),
+            evaluation.top_1 if evaluation else None,
+            regular=config.save_checkpoint and (number % config.save_checkpoint_epochs == 0 or last or bool(received)),
+            best=config.save_best_ckpt,
+        )
         if world.is_main:
-            self._save(epoch, evaluation, last)
-            self._report(epoch, loss, evaluation, progress, train_s, eval_s, started)
+            self._report(number, loss, evaluation, progress, train_s, eval_s, started)
+        if received and not last:
+            raise Interrupted(received, f"after epoch {number}; resume with --resume_ckpt=auto")
         return loss, evaluation
 
-    def _save(self, epoch: int, evaluation: Evaluation | None, last: bool) -> None:
-        config = self.config
-        step = (epoch + 1) * self.steps
-        metric = None if evaluation is None else evaluation.top_1
-        state = (self.network, self.optimizer, epoch + 1, step)
-        if config.save_checkpoint and ((epoch + 1) % config.save_checkpoint_epochs == 0 or last):
-            self.store.save(*state, metric, self.about)
-        if config.save_best_ckpt and metric is not None:
-            self.store.save_best(*state, metric, self.about)
+    def _signal(self, done: int) -> int:
+        """The signal that a rank has received: asked after every step on CPU, else when losses are fetched anyway."""
+        if self.config.device_target == "CPU" or done % self.config.log_interval == 0:
+            return agreed_signal(self.stop, self.world)
+        return 0
 
     def _report(
         self,
@@ -241,15 +254,14 @@ class _Training:
         started: float,
     ) -> None:
         config = self.config
-        rate = float(self.rates[(epoch + 1) * self.steps - 1])
         values: dict[str, Any] = {
             "loss": loss,
-            "learning_rate": rate,
-            "images_per_s": round(progress.images_per_s, 2) if self.steps > 1 else None,
+            "learning_rate": float(self.rates[epoch * self.steps - 1]),
+            "images_per_s": None if math.isnan(progress.images_per_s) else round(progress.images_per_s, 2),
             "train_s": round(train_s, 3),
             "first_step_s": round(progress.first_step_s, 3),
         }
-        text = f"epoch {epoch + 1}/{config.epoch_size}: loss {loss:.4f}"
+        text = f"epoch {epoch}/{config.epoch_size}: loss {loss:.4f}"
         if evaluation is not None:
             values.update(
                 top_1_accuracy=evaluation.top_1,
@@ -259,14 +271,10 @@ class _Training:
                 eval_s=round(eval_s, 3),
             )
             text += f", top-1 {evaluation.top_1:.4f}, top-5 {evaluation.top_5:.4f} on {evaluation.num_samples} images"
-        self.folder.record("epoch", epoch=epoch + 1, step=(epoch + 1) * self.steps, **values)
-        done = epoch + 1 - self.start_epoch
-        left = (time.monotonic() - started) / done * (config.epoch_size - epoch - 1)
+        self.folder.record("epoch", epoch=epoch, step=epoch * self.steps, **values)
+        done = epoch - self.start.step / self.steps
+        left = (time.monotonic() - started) / done * (config.epoch_size - epoch)
         logger.info(
-            "%s, rate %.3g, %.0f images/s, %.1f s, %s left",
-            text,
-            rate,
-            progress.images_per_s,
-            train_s + eval_s,
-            clock(left),
+            f"{text}, rate {values['learning_rate']:.3g}, {progress.images_per_s:.0f} images/s, "
+            f"{train_s + eval_s:.1f} s, {clock(left)} left"
         )

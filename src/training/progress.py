@@ -35,6 +35,9 @@ class StepProgress(Callback):
         interval: Steps between two reports.
         folder: Where step records go; None on ranks that do not write.
         bar: Whether to show a bar rather than lines.
+        first_step: Steps of this epoch that were done before.
+        loss_sum: Sum of their losses.
+        loss_count: How many losses that are.
     """
 
     def __init__(
@@ -47,57 +50,69 @@ class StepProgress(Callback):
         interval: int,
         folder: RunFolder | None,
         bar: bool,
+        first_step: int = 0,
+        loss_sum: float = 0.0,
+        loss_count: int = 0,
     ) -> None:
         super().__init__()
         self.epoch, self.epochs, self.steps = epoch, epochs, steps
         self.rates, self.global_batch, self.interval = rates, global_batch, interval
         self.folder = folder
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.loss_sum, self.loss_count = loss_sum, loss_count
         self.first_step_s, self.images_per_s = 0.0, math.nan
         self._pending: list[Any] = []
+        self._last = math.nan
         self._started = self._measured_from = time.monotonic()
-        self._done = 0
+        self._first = self._done = first_step
         self._bar = None
         if folder is not None and bar:
-            self._bar = tqdm(total=steps, desc=f"epoch {epoch + 1}/{epochs}", unit="step", leave=False)
+            self._bar = tqdm(
+                total=steps, initial=first_step, desc=f"epoch {epoch + 1}/{epochs}", unit="step", leave=False
+            )
 
     def on_train_step_end(self, run_context: Any) -> None:
         """Keep the loss; report when it is time."""
-        outputs = run_context.original_args().net_outputs
+        arguments = run_context.original_args()
+        outputs, before = arguments.net_outputs, self._done
         self._pending.append(outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
-        self._done += 1
-        if self._done == 1:  # compiles the graph: not part of the speed
-            self._fetch()
+        self._done = self._first + arguments.cur_step_num
+        if before == self._first:  # compiles the graph: not part of the speed
+            self.fetch()
             self._measured_from = time.monotonic()
             self.first_step_s = self._measured_from - self._started
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(self._done - before)
         if self._done % self.interval == 0 or self._done == self.steps:
-            self._report(self._fetch())
+            self._report(self.fetch())
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
-    def _fetch(self) -> float:
+    def fetch(self) -> float:
+        """Wait for the losses of the steps so far and add them up; the last of them.
+
+        Raises:
+            NonFiniteLoss: One of them is NaN or infinite.
+        """
         losses = [float(loss.asnumpy()) for loss in self._pending]
         self._pending.clear()
-        for back, loss in enumerate(reversed(losses)):
+        for step, loss in enumerate(losses, start=self.epoch * self.steps + self._done - len(losses) + 1):
             if not math.isfinite(loss):
-                step = self.epoch * self.steps + self._done - back
                 raise NonFiniteLoss(
-                    f"the loss is {loss} at step {step} (epoch {self.epoch + 1}): training stopped; checkpoints of "
-                    "earlier epochs are as they were. A lower lr_max or a longer warm-up usually helps"
+                    f"the loss is {loss} at step {step} (epoch {self.epoch + 1}): training stopped; the checkpoints "
+                    "before it are as they were. A lower lr_max or a longer warm-up usually helps"
                 )
-        self.loss_sum += sum(losses)
-        self.loss_count += len(losses)
-        return losses[-1] if losses else math.nan
+            self.loss_sum += loss  # one by one: the sum must not depend on when losses are fetched
+            self.loss_count += 1
+            self._last = loss
+        return self._last
 
     def _report(self, loss: float) -> None:
-        if self._done > 1:
-            spent = time.monotonic() - self._measured_from
-            self.images_per_s = (self._done - 1) * self.global_batch / spent
+        measured = self._done - self._first - 1
+        if measured > 0:
+            self.images_per_s = measured * self.global_batch / (time.monotonic() - self._measured_from)
         step = self.epoch * self.steps + self._done
         rate = float(self.rates[step - 1])
         if self.folder is None:

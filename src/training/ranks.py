@@ -16,13 +16,27 @@ def average_statistics(network: nn.Cell, world: World) -> None:
     """Give every rank the mean of all ranks' running statistics; weights are equal already, statistics are not."""
     if world.size == 1:
         return
-    statistics = [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
-    if not statistics:
-        return
-    values = [p.asnumpy() for p in statistics]
-    mean = world.sum(np.concatenate([v.reshape(-1) for v in values]).astype(np.float64)) / world.size
-    for parameter, part in zip(statistics, np.split(mean, np.cumsum([v.size for v in values])[:-1])):
-        parameter.set_data(ms.Tensor(part.reshape(parameter.shape).astype(np.float32)))
+    mean = world.sum(running_statistics(network).astype(np.float64)) / world.size
+    set_running_statistics(network, mean.astype(np.float32))
+
+
+def running_statistics(network: nn.Cell) -> np.ndarray:
+    """All running means and variances of batch normalisation, float32 (n,)."""
+    values = [p.asnumpy().reshape(-1) for p in _statistics(network)]
+    return np.concatenate(values) if values else np.zeros(0, np.float32)
+
+
+def set_running_statistics(network: nn.Cell, values: np.ndarray) -> None:
+    """Set what :func:`running_statistics` gives."""
+    parameters = _statistics(network)
+    ends = np.cumsum([p.size for p in parameters])
+    for parameter, end in zip(parameters, ends):
+        part = values[end - parameter.size : end].reshape(parameter.shape)
+        parameter.set_data(ms.Tensor(np.ascontiguousarray(part)))
+
+
+def _statistics(network: nn.Cell) -> list[ms.Parameter]:
+    return [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
 
 
 def check_ranks_agree(network: nn.Cell, world: World, epoch: int) -> None:

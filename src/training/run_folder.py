@@ -87,11 +87,11 @@ class RunFolder:
                 found.append(entry)
         return found
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop records of epochs after ``epoch``, which a resumed run makes again."""
+    def forget_after(self, step: int) -> None:
+        """Drop records of steps after ``step``, which a resumed run makes again."""
         if not self.metrics.is_file():
             return
-        kept = [e for k in ("step", "epoch") for e in self.records(k) if e["epoch"] <= epoch]
+        kept = [e for k in ("step", "epoch") for e in self.records(k) if e["step"] <= step]
         kept.sort(key=lambda e: (e["step"], e["kind"] == "epoch"))
         text = "".join(json.dumps(e) + "\n" for e in kept)
         temporary = self.metrics.with_suffix(".tmp")

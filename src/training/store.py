@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mindspore import nn
 
 from src.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
@@ -61,15 +62,19 @@ class CheckpointStore:
         step: int,
         metric: float | None,
         about: Mapping[str, Any],
+        ranks: np.ndarray | None = None,
     ) -> Path:
-        """Save the state after ``epoch`` epochs and ``step`` steps; drop the oldest beyond ``keep_max``.
+        """Save the state after ``step`` steps, ``epoch`` whole epochs; drop the oldest beyond ``keep_max``.
+
+        ``ranks`` holds the ranks' running statistics within an epoch, see ``checkpoints.save_checkpoint``.
 
         Raises:
             UserError: If it cannot be written; all earlier checkpoints stay.
         """
-        path = self.folder / f"epoch_{epoch:04d}.ckpt"
+        within = "" if ranks is None else f"_step_{step:08d}"
+        path = self.folder / f"epoch_{epoch:04d}{within}.ckpt"
         facts = {"epoch": epoch, "step": step, "metric": metric}
-        save_checkpoint(path, network, optimizer, {**about, **facts})
+        save_checkpoint(path, network, optimizer, {**about, **facts}, ranks)
         entry = {"file": path.name, **facts, "sha256": sha256(path)}
         kept = [*(e for e in self._entries if e["file"] != path.name), entry]
         dropped, self._entries = kept[: -self.keep_max], kept[-self.keep_max :]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, Run
 from PIL import Image
 
+from src.checkpoints import read_checkpoint
 from src.config import load_config
 from src.training.run_folder import RunFolder
 
@@ -106,11 +113,7 @@ def test_resumed_training_equals_the_uninterrupted_one(trained: Path, images: Pa
     first = trained / "checkpoints" / "epoch_0001.ckpt"
     done = run([*command, f"--resume_ckpt={first}"], cwd=tmp_path)
     assert f"resumed from {first} after epoch 1" in done.stdout
-    one = (trained / "checkpoints" / "epoch_0002.ckpt").read_bytes()
-    assert (tmp_path / "run" / "checkpoints" / "epoch_0002.ckpt").read_bytes() == one
-    last, again = (RunFolder(f).records("epoch")[-1] for f in (trained, tmp_path / "run"))
-    for key in ("loss", "learning_rate", "top_1_accuracy", "eval_loss"):
-        assert last[key] == again[key]
+    assert_same_end(trained, tmp_path / "run")
 
 
 def test_a_second_run_moves_the_first_aside(images: Path, run: Run, tmp_path: Path) -> None:
@@ -163,3 +166,58 @@ def test_help_and_usage_errors(run: Run, tmp_path: Path, script: str) -> None:
     done = run(["python", script, CONFIG, "--bath_size=3"], cwd=tmp_path, expect=2)
     assert done.stderr.startswith("error: ") and "batch_size" in done.stderr and done.stderr.count("\n") == 1
     run(["python", script], cwd=tmp_path, expect=2)
+
+
+def start(run_dir: Path, images: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), CONFIG, *SMALL, f"--data_path={images}", "--output_path=run"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "MS_"))}
+    return subprocess.Popen(
+        [*command, *arguments], cwd=run_dir, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, "the training ended or hung before its time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_resumed_run_ends_bit_identical(
+    trained: Path, images: Path, run: Run, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(tmp_path, images, "--log_interval=1")
+    log = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: log.is_file() and '"step": 2' in log.read_text(), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert errors.startswith(f"error: stopped by {number.name} after step ")
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("epoch_0000_step_*.ckpt")
+    assert read_checkpoint(saved).about["step"] >= 2
+    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run"]
+    done = run([*command, "--resume_ckpt=auto"], cwd=tmp_path)
+    assert f"resumed from run/checkpoints/{saved.name} after epoch 0 and" in done.stdout
+    assert_same_end(trained, tmp_path / "run")
+
+
+def test_a_checkpoint_within_an_epoch_resumes_bit_identical(
+    trained: Path, images: Path, run: Run, tmp_path: Path
+) -> None:
+    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}"]
+    run([*command, "--output_path=one", "--save_checkpoint_steps=4"], cwd=tmp_path)
+    assert_same_end(trained, tmp_path / "one")
+    saved = tmp_path / "one" / "checkpoints" / "epoch_0001_step_00000018.ckpt"
+    run([*command, "--output_path=two", f"--resume_ckpt={saved}"], cwd=tmp_path)
+    assert_same_end(trained, tmp_path / "two")
+    done = run([*command, "--batch_size=16", f"--resume_ckpt={saved}", "--output_path=three"], cwd=tmp_path, expect=1)
+    assert "was saved within an epoch of 10 steps; here an epoch has 20" in done.stderr
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    name = Path("checkpoints") / "epoch_0002.ckpt"
+    assert (one / name).read_bytes() == (two / name).read_bytes()
+    last, again = (RunFolder(folder).records("epoch")[-1] for folder in (one, two))
+    for key in ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss"):
+        assert last[key] == again[key], key
