@@ -42,7 +42,7 @@ TOLERANCE = 0.01
 
 _STRIDE = (
     "The published figure has the stride of a stage on the first 1x1 convolution of its bottleneck. Here it is on the "
-    "3x3 convolution, as in the released weights, so that 1x1 convolution works at four times the positions."
+    "3x3 convolution, as in the released weights, so the 1x1 convolution works on four times the positions."
 )
 _WIDTH = (
     "The published multiply-adds are those of d = 256 without the covariance itself, the published parameters those "
