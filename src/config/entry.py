@@ -53,7 +53,14 @@ def open_session(config: Config) -> AbstractContextManager[World]:
     """Prepares the process environment and joins the configured world; call it before MindSpore is imported."""
     prepare_environment()
     device_id = None if config.run_distribute else config.device_id
-    return session(config.mode_name, config.device_target, device_id, config.run_distribute, config.device_num)
+    return session(
+        config.mode_name,
+        config.device_target,
+        device_id,
+        config.run_distribute,
+        config.device_num,
+        config.rank_timeout,
+    )
 
 
 def _report(message: str, debug: bool) -> None:

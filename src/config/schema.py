@@ -161,6 +161,9 @@ class Config:
     device_id: int = _run(0, "Device of a run that is not distributed.", bounds="x >= 0")
     run_distribute: bool = _run(False, "Train data-parallel over the ranks that mpirun or msrun started.")
     device_num: int = _run(1, "Number of ranks.", bounds="x >= 1")
+    rank_timeout: float = _run(
+        300.0, "Seconds of silence after which a rank counts as lost (mpirun on CPU).", bounds="x > 0"
+    )
     enable_sink: bool = _run(False, "Let the device fetch the data itself (dataset sink mode).")
     output_path: str = _run("./outputs", "Run folder; everything that is written goes there.")
     progress: str = _run(

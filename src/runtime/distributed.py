@@ -100,6 +100,7 @@ def session(
     device_id: int | None = None,
     run_distribute: bool = False,
     device_num: int = 1,
+    rank_timeout: float = 300.0,
 ) -> Iterator[World]:
     """Set the device context and join the job that the launcher made, or be a world of one.
 
@@ -112,13 +113,14 @@ def session(
         device_id: Number of the device on this host; by default the local rank.
         run_distribute: Whether a launcher started several ranks.
         device_num: The number of ranks that is expected.
+        rank_timeout: Seconds of silence after which a rank counts as lost (under mpirun on CPU).
 
     Raises:
         UserError: Where launcher and arguments contradict each other, or the device is not there.
     """
     check_launch(run_distribute, device_num)
     if run_distribute and launched_ranks()[0] == "mpirun" and device_target == "CPU":
-        join_under_mpi()
+        join_under_mpi(rank_timeout)
     set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
     if not run_distribute:
         yield World()
@@ -139,6 +141,8 @@ def leave(code: int) -> NoReturn:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
+    if joined.watch is not None:
+        joined.watch.stop()
     if code == 0:  # without it mpirun takes the job for failed, and ends the other ranks: right for any other code
         from mpi4py import MPI
 

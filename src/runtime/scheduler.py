@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
+from src.runtime.watch import Watch, open_listener
 
 _SCHEDULER_START_S = 60.0
 _SCHEDULER_CODE = """
@@ -30,17 +31,19 @@ class Joined:
     Attributes:
         under_mpi: Whether the ranks of ``MPI.COMM_WORLD`` were pointed to a scheduler of this project.
         scheduler: That scheduler, in the process that started it.
+        watch: Notices lost ranks.
     """
 
     under_mpi: bool = False
     scheduler: subprocess.Popen[bytes] | None = None
+    watch: Watch | None = None
 
 
 # Like MPI.COMM_WORLD, one for each process.
 joined = Joined()
 
 
-def join_under_mpi() -> None:
+def join_under_mpi(rank_timeout: float) -> None:
     """Start the scheduler from rank 0 and point every rank of ``MPI.COMM_WORLD`` to it.
 
     Raises:
@@ -50,17 +53,22 @@ def join_under_mpi() -> None:
 
     world = MPI.COMM_WORLD
     rank, size = world.Get_rank(), world.Get_size()
-    address, problem = ("", 0), ""
+    address, watched, problem = ("", 0), ("", 0), ""
+    listener = None
     joined.under_mpi = True
     if rank == 0:
         host = "127.0.0.1" if _one_host() else _own_address()
         address = (host, _free_port(host))
+        listener = open_listener(host)
+        watched = listener.getsockname()
         joined.scheduler = _start_scheduler(address, size)
         problem = _wait_for_scheduler(joined.scheduler, address)
-    address, problem = world.bcast((address, problem), root=0)
+    address, watched, problem = world.bcast((address, watched, problem), root=0)
     if problem:
         raise UserError(problem)
     os.environ.update(_scheduler_variables(address, size), MS_ROLE="MS_WORKER", MS_NODE_ID=str(rank))
+    joined.watch = Watch(rank, size, listener, watched, rank_timeout, joined.scheduler)
+    joined.watch.start()
 
 
 def _scheduler_variables(address: tuple[str, int], size: int) -> dict[str, str]:
