@@ -1,0 +1,63 @@
+"""What the README shows works, and what it points to is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.config import load_config
+
+CHECK = """
+import numpy as np
+from src.pooling import list_poolings
+
+ms.set_context(mode=ms.GRAPH_MODE)
+assert "correlation" in list_poolings()
+rng = np.random.default_rng(0)
+images = rng.standard_normal((2, 3, 64, 64)).astype(np.float32)
+logits = network.set_train(False)(ms.Tensor(images)).asnumpy()
+assert logits.shape == (2, 10) and np.isfinite(logits).all()
+x = rng.standard_normal((3, 4, 5, 5)).astype(np.float32)
+expected = [np.corrcoef(sample.reshape(4, 25))[np.triu_indices(4)] for sample in x]
+np.testing.assert_allclose(CorrelationPooling(4, eps=1e-12)(ms.Tensor(x)).asnumpy(), expected, atol=1e-5)
+print("as documented")
+"""
+
+
+def test_a_pooling_of_your_own(root: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    script = tmp_path / "readme_block.py"
+    script.write_text(block + CHECK, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "as documented\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{p.name}" for p in (Path(__file__).parents[2] / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(root: Path, document: str) -> None:
+    text = (root / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((root / document).parent / target).exists(), f"{document} points to {target}"
+
+
+def test_every_file_that_the_readme_names_is_there(root: Path) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:config|scripts)/[\w.]+\.(?:yaml|py|sh)", text))
+    assert named
+    for name in named:
+        assert (root / name).is_file(), name
+        if name.endswith(".yaml"):
+            load_config(root / name)
+
+
+@pytest.mark.parametrize("script", ["run_standalone.sh", "run_distributed.sh", "run_eval.sh", "quickstart.sh"])
+def test_shell_scripts_explain_themselves(root: Path, script: str) -> None:
+    done = subprocess.run([root / "scripts" / script, "--help"], capture_output=True, text=True, timeout=20, check=True)
+    assert f"Usage: scripts/{script}" in done.stdout
