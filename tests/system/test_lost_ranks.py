@@ -1,4 +1,4 @@
-"""Ranks that are killed or hang, a scheduler that is killed: the job ends, says why, leaves nothing, and goes on later."""
+"""Ranks that are killed or hang, a scheduler that is killed: the job ends, says why, and goes on later."""
 
 from __future__ import annotations
 
