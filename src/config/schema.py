@@ -67,6 +67,15 @@ class Config:
         aliases={"imagenet": "imagenet2012"},
     )
     data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.")
+    image_list: str = _data(
+        "", "File that names the images of an image folder to use, from scripts/check_dataset.py; empty for all."
+    )
+    bad_images: str = _data(
+        "error",
+        "Images that cannot be decoded: error stops at the first, by name; skip looks for them before the first epoch "
+        "and leaves them out.",
+        choices=("error", "skip"),
+    )
     train_image_size: int = _data(224, "Height and width of training images, in pixels.", bounds="x >= 1")
     eval_image_size: int = _data(224, "Height and width of evaluation images, in pixels.", bounds="x >= 1")
     eval_crop_ratio: float = _data(
