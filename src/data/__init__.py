@@ -12,6 +12,7 @@ from src.data.pipeline import (
     training_positions,
 )
 from src.data.sources import ArraySource, Source, array_source, open_source
+from src.data.usable import usable
 
 __all__ = [
     "ArraySource",
@@ -26,4 +27,5 @@ __all__ = [
     "pipeline_errors",
     "steps_per_epoch",
     "training_positions",
+    "usable",
 ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -28,7 +29,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from src.data.image_folder import FolderSource, check_encoded
+from src.data.decoding import decode_image, printable
+from src.data.image_folder import FolderSource
 from src.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, _frozen
 from src.errors import UserError
 
@@ -87,7 +89,7 @@ class MindRecordSource(Source):
 
     def describe(self, index: int) -> str:
         """Return shard and original path of one image."""
-        return f"{self.shards[self.shard_of[index]]}:{os.fsdecode(self.files[index])}"
+        return f"{self.shards[self.shard_of[index]]}:{printable(os.fsdecode(self.files[index]))}"
 
     def read(self, index: int) -> np.ndarray:
         """Return the bytes of one image file, uint8 (n,)."""
@@ -100,8 +102,12 @@ class MindRecordSource(Source):
             raise UserError(f"cannot read image {self.describe(index)}: {error.strerror or error}") from error
         if got != _LENGTH_BYTES + len(data) or int.from_bytes(length.tobytes(), "little") != len(data):
             raise UserError(f"damaged image {self.describe(index)}: the shard does not hold what its index says")
-        check_encoded(data, Path(self.describe(index)))
         return data
+
+    def stamp(self) -> str:
+        """Return names, sizes and times of change of the shards, and which images are taken."""
+        found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.shards]
+        return hashlib.sha256(repr(found).encode() + self.shard_of.tobytes() + self.offsets.tobytes()).hexdigest()
 
     def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
         return {name: getattr(self, name)[chosen] for name in ("files", "shard_of", "offsets", "lengths")}
@@ -228,8 +234,10 @@ def _portions(source: FolderSource, chunk: int, workers: Optional[int]) -> Itera
 
 
 def _row(source: FolderSource, index: int) -> dict[str, Any]:
+    data = source.read(index)
+    decode_image(data, lambda: source.describe(index))
     return {
-        "image": source.read(index).tobytes(),
+        "image": data.tobytes(),
         "label": int(source.labels[index]),
         "number": index,
         "file": source.files[index].decode("utf-8", "backslashreplace"),

@@ -176,10 +176,8 @@ def create_dataset(
         side = transforms.evaluation_resize(image_size, eval_crop_ratio)
         sized = _fixed_size(source, image_size, side, interpolation)
     shape = source.image_shape
-    stages: list[Stage] = [("python", lambda index: source.read(int(index)))]
-    if shape is None:
-        stages.append(transforms.decode())
-    stages += sized + transforms.match_channels(3 if shape is None else shape[2], channels)
+    stages: list[Stage] = [("python", lambda index: source.pixels(int(index))), *sized]
+    stages += transforms.match_channels(3 if shape is None else shape[2], channels)
     stages += transforms.normalise(mean, std)
 
     workers = min(num_workers or available_workers(), os.cpu_count() or 1)
@@ -224,7 +222,8 @@ def _fixed_size(source: Source, image_size: int, shorter_side: int, interpolatio
     resize = transforms.resize(shorter_side, interpolation)
     if shape is not None and shape[:2] == (image_size, image_size) and shorter_side == image_size:
         return []
-    return [resize, transforms.centre_crop(image_size)]
+    trim: list[Stage] = [] if shape is not None else [("python", transforms.trim_long_side)]
+    return [*trim, resize, transforms.centre_crop(image_size)]
 
 
 def _apply(dataset: Any, stages: Sequence[Stage], workers: int) -> Any:

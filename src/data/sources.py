@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
+from src.data.decoding import decode_image
 from src.errors import UserError
 
 # Mean and standard deviation of the red, green and blue values (1 = full scale) over the ImageNet training images;
@@ -56,13 +57,28 @@ class Source:
         Runs in worker threads; safe to call from several at once.
 
         Raises:
-            UserError: The file cannot be read or is no complete image; the message names it.
+            UserError: The file cannot be read; the message names it.
         """
         raise NotImplementedError
 
+    def pixels(self, index: int) -> np.ndarray:
+        """Return one image, uint8 (H, W, C): as it is held in memory, or decoded to RGB.
+
+        Runs in worker threads; safe to call from several at once.
+
+        Raises:
+            UserError: The file cannot be read or is no complete image; the message names it.
+        """
+        data = self.read(index)
+        return decode_image(data, lambda: self.describe(index)) if self.image_shape is None else data
+
     def describe(self, index: int) -> str:
-        """Return what a message should call this image: its path, or its number in the split."""
+        """Return what a message should call this image, on one line: its path, or its number in the split."""
         return f"{self.name} {self.split} image {index}"
+
+    def stamp(self) -> str:
+        """Return a text that changes when the files of this source do; empty for images in memory."""
+        return ""
 
     def subset(self, indices: Sequence[int]) -> Source:
         """Return a source with only these images, in this order (for clean lists and small runs)."""
@@ -139,7 +155,9 @@ def array_source(
     )
 
 
-def open_source(dataset: str, data_path: Union[str, Path], split: str) -> Source:
+def open_source(
+    dataset: str, data_path: Union[str, Path], split: str, image_list: Optional[Union[str, Path]] = None
+) -> Source:
     """Open one split of a data set.
 
     Args:
@@ -147,6 +165,8 @@ def open_source(dataset: str, data_path: Union[str, Path], split: str) -> Source
             ``cifar10``.
         data_path: Folder of the data set; see docs/data.md for what each expects there.
         split: ``"train"`` or ``"val"``.
+        image_list: For image folders: a file that names the images to use, as ``scripts/check_dataset.py`` writes it;
+            None or empty for all.
 
     Raises:
         UserError: Unknown data set or split, or the folder does not hold what it should.
@@ -157,7 +177,7 @@ def open_source(dataset: str, data_path: Union[str, Path], split: str) -> Source
     from src.data.image_folder import open_image_folder
     from src.data.mindrecord import open_mindrecord
 
-    openers = {
+    openers: dict[str, Callable[[Path, str], Source]] = {
         "image_folder": open_image_folder,
         "imagenet2012": open_image_folder,
         "imagenet": open_image_folder,
@@ -170,7 +190,11 @@ def open_source(dataset: str, data_path: Union[str, Path], split: str) -> Source
     folder = Path(data_path)
     if not folder.is_dir():
         raise UserError(f"data_path is not a folder: {folder}")
-    return openers[dataset](folder, split)
+    if not image_list:
+        return openers[dataset](folder, split)
+    if openers[dataset] is not open_image_folder:
+        raise UserError(f"image_list names files of an image folder, dataset is {dataset!r}", exit_code=2)
+    return open_image_folder(folder, split, Path(image_list))
 
 
 def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:

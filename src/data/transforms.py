@@ -21,6 +21,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area", "pilcubic")
 _TRIES = 10  # of a random crop, as in torchvision
 # Numbers per image: vertical place, horizontal place, flip, then (area, aspect ratio) per try.
 DRAWS = {"imagenet": 3 + 2 * _TRIES, "small": 3, "none": 0}
+LONGEST = 16  # times the shorter side
 CHUNK = 1024  # positions that share one generator
 
 
@@ -120,6 +121,20 @@ def random_shift(image: np.ndarray, draws: np.ndarray, padding: int, flip_probab
     return flip_horizontally(part) if draws[2] < flip_probability else part
 
 
+def trim_long_side(image: np.ndarray) -> np.ndarray:
+    """Keep the central part of an extremely long image, (H, W, C) -> (h, w, C): at most 16 times the shorter side.
+
+    Resizing by the shorter side before the centre crop would make gigabytes of a stripe of some pixels; the crop does
+    not reach what is cut off here.
+    """
+    height, width = image.shape[:2]
+    excess = max(height, width) - LONGEST * min(height, width)
+    if excess <= 1:
+        return image
+    cut = excess // 2  # the same on both sides, so that the centre stays where it is
+    return np.ascontiguousarray(image[cut : height - cut] if height > width else image[:, cut : width - cut])
+
+
 def evaluation_resize(image_size: int, eval_crop_ratio: float) -> int:
     """Return the length of the shorter side before the centre crop, e.g. 256 for 224 and 0.875."""
     return max(image_size, round(image_size / eval_crop_ratio))
@@ -167,13 +182,6 @@ def resize(size: Any, interpolation: str) -> Stage:
 
     check_choice("interpolation", interpolation, INTERPOLATIONS)
     return "operator", vision.Resize(size, getattr(vision.Inter, interpolation.upper()))
-
-
-def decode() -> Stage:
-    """Return the operator that decodes a file to RGB (H, W, 3) uint8, whatever its own colour mode."""
-    from mindspore.dataset import vision
-
-    return "operator", vision.Decode()
 
 
 def centre_crop(size: int) -> Stage:

@@ -183,7 +183,7 @@ def test_a_damaged_file_is_named_in_one_line(
 def test_a_format_the_decoder_lacks_is_named(tmp_path: Path, write_image: Callable, kind: str) -> None:
     write_image("train/a/1.png", format=kind)
     with pytest.raises(UserError, match=rf"unsupported image .*1\.png: {kind} data"):
-        open_source("image_folder", tmp_path, "train").read(0)
+        open_source("image_folder", tmp_path, "train").pixels(0)
 
 
 def test_other_errors_are_not_taken_for_the_users() -> None:
