@@ -7,7 +7,7 @@ from typing import Any
 from mindspore import nn
 
 from src.config import Config
-from src.data import Source, create_dataset, open_source
+from src.data import Source, available_workers, create_dataset, open_source
 from src.errors import UserError
 from src.models import create_model
 from src.pooling.counter_random import CounterUniform
@@ -100,6 +100,6 @@ def build_dataset(
         first_step=first_step,
         rank=world.rank,
         world_size=world.size,
-        num_workers=config.num_workers,
+        num_workers=config.num_workers or max(1, available_workers() // world.local_size),
         channels=config.in_channels,
     )

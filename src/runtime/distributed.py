@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,7 +38,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    _reduce: Any = field(default=None, repr=False, compare=False)
+    _sum: Callable[[np.ndarray], np.ndarray] = field(default=lambda values: values, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -47,12 +47,7 @@ class World:
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum float64 ``values`` of one shape over all ranks; every rank must call it and gets the result."""
-        if self.size == 1:
-            return values
-        from mindspore import Tensor
-
-        # CPU collectives know floating types only; float64 counts exactly up to 2**53.
-        return self._reduce(Tensor(values.astype("float64").reshape(-1))).asnumpy().reshape(values.shape)
+        return values if self.size == 1 else self._sum(values.astype("float64"))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -125,7 +120,7 @@ def session(
     if not run_distribute:
         yield World()
         return
-    world = _join()
+    world = _join(launched_ranks()[0] == "mpirun")
     yield world
     world.barrier()  # nobody leaves while another still needs the collectives
 
@@ -170,10 +165,9 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
         raise UserError(f"device_target={device_target} cannot be used here: {reason}") from error
 
 
-def _join() -> World:
+def _join(under_mpi: bool) -> World:
     import mindspore as ms
     from mindspore import communication as comm
-    from mindspore import nn, ops
 
     with _without_chatter():
         comm.init()
@@ -181,6 +175,27 @@ def _join() -> World:
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=size, global_rank=rank
     )
+
+    local_rank, local_size = _local(rank, size)
+    return World(rank, size, local_rank, local_size, _sum_by_mpi() if under_mpi else _sum_by_device())
+
+
+def _sum_by_mpi() -> Callable[[np.ndarray], np.ndarray]:
+    """Sums on the host: exact to float64 whatever the device's collectives can do."""
+    import numpy as np
+    from mpi4py import MPI
+
+    def total(values: np.ndarray) -> np.ndarray:
+        result = np.empty_like(values)
+        MPI.COMM_WORLD.Allreduce(np.ascontiguousarray(values), result)
+        return result
+
+    return total
+
+
+def _sum_by_device() -> Callable[[np.ndarray], np.ndarray]:
+    """Sums by MindSpore's collective, where there is no MPI; Ascend's has no float64 and wants mpirun."""
+    from mindspore import Tensor, nn, ops
 
     class Reduce(nn.Cell):
         def __init__(self) -> None:
@@ -190,8 +205,8 @@ def _join() -> World:
         def construct(self, x: Any) -> Any:
             return self.all_reduce(x)
 
-    local_rank, local_size = _local(rank, size)
-    return World(rank, size, local_rank, local_size, Reduce())
+    reduce = Reduce()
+    return lambda values: reduce(Tensor(values.reshape(-1))).asnumpy().reshape(values.shape)
 
 
 @contextmanager
