@@ -40,7 +40,7 @@ def test_one_training_step_has_finite_gradients(name, pooling, pynative_mode):
     assert reached == len(grads), "some weights have no gradient"
 
 
-@pytest.mark.parametrize("pooling", list_poolings())
+@pytest.mark.parametrize("pooling", ["gap", "gcp", "dropcov", "fast_mpn", "mpn"])
 def test_a_training_step_compiles(pooling, graph_mode):
     network = small("resnet10", pooling)
     network.set_train()
