@@ -15,10 +15,11 @@ def main(config: Config) -> None:
     with open_session(config) as world, synchronised(config, world.rank) as local:
         from src.export import export_checkpoint
 
-        exported = export_checkpoint(local)
+        exported, images = export_checkpoint(local)
         print(
-            f"exported: {exported.path} (any batch size); on images of {exported.images} it differs from the network "
-            f"by at most {exported.difference:.1e} of the largest logit"
+            f"exported: {exported.path} (any batch size); on images of {images} it differs from the network by at "
+            f"most {exported.difference:.1e} of the largest logit (batch normalisations folded: "
+            f"{exported.folding_difference:.1e} of the features' norm)"
         )
 
 

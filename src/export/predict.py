@@ -11,7 +11,7 @@ import numpy as np
 
 from src.data.image_folder import EXTENSIONS, FolderSource
 from src.errors import UserError
-from src.export.mindir import MindIRModel
+from src.export.formats import ExportedModel
 from src.export.run import transformed
 
 
@@ -49,7 +49,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def predict(model: MindIRModel, images: Sequence[Path], top: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
+def predict(model: ExportedModel, images: Sequence[Path], top: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
     """Predict the classes of image files.
 
     Args:
@@ -80,7 +80,7 @@ def predict(model: MindIRModel, images: Sequence[Path], top: int = 5, batch_size
         for logits in model(batch).astype(np.float64):
             probabilities = np.exp(logits - logits.max())
             probabilities /= probabilities.sum()
-            order = np.argsort(-probabilities, kind="stable")[:top]
+            order = np.argsort(-logits, kind="stable")[:top]
             classes = tuple(names[i] if i < len(names) else str(i) for i in order)
             yield Prediction(images[done], classes, tuple(float(probabilities[i]) for i in order))
             done += 1

@@ -1,8 +1,7 @@
-"""Export of a checkpoint as configured, and the check of the file that came out."""
+"""Export of a network or checkpoint, and the check of the file that came out."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from src.build import architecture, build_model
 from src.checkpoints import load_network, read_checkpoint
@@ -18,11 +18,14 @@ from src.data import Source, create_dataset, open_source
 from src.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from src.errors import UserError
 from src.evaluation import numpy_batches
-from src.export.mindir import MindIRModel, write_mindir
+from src.export.folding import fold_batch_norm
+from src.export.formats import FORMATS
+from src.export.mindir import first_line
+from src.runtime.files import whole_file
 
-logger = logging.getLogger(__name__)
-
-TOLERANCE = 1e-4
+# Largest allowed differences from the network: logits of the file, feature maps after folding.
+FILE_TOLERANCE = 1e-4
+FOLDING_TOLERANCE = 1e-5
 BATCHES = (1, 5)
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "fashion_mnist_sample"
 
@@ -34,48 +37,85 @@ class Exported:
     Attributes:
         path: The file.
         difference: Largest difference between file and network, relative to the largest logit.
-        images: Where the images of the comparison came from.
+        folding_difference: Norm of the difference that folding the batch normalisations makes to the feature maps,
+            relative to their norm.
     """
 
     path: Path
     difference: float
-    images: str
+    folding_difference: float
 
 
-def export_checkpoint(config: Config) -> Exported:
-    """Export ``checkpoint_file_path``, load the file again and compare it with the network on real images.
+def export_network(
+    network: nn.Cell, path: Path, file_format: str, images: np.ndarray, about: Mapping[str, Any]
+) -> Exported:
+    """Fold the batch normalisations, write the graph, load the file and compare it with the network.
 
-    The images are those of ``data_path``, or the sample in this repository where that is not at hand.
+    A file that fails the comparison is removed; an earlier one of that name then stays.
+
+    Args:
+        network: The network; it stays as it is.
+        path: File to write; the format's ending is added where it is missing.
+        file_format: 'MINDIR' or 'ONNX'.
+        images: Images for the comparison, (n, channels, height, width) float32, computed in two batches.
+        about: Facts that travel with the file, see :func:`image_transform`.
+
+    Raises:
+        UserError: If the network cannot be written in this format, or the file computes something else.
+    """
+    chosen = FORMATS[file_format]
+    _, channels, height, width = images.shape
+    path = path if path.suffix == chosen.ending else path.with_name(path.name + chosen.ending)
+    features, expected = _features_and_logits(network, images)
+    if not np.isfinite(expected).all():
+        raise UserError("the network's logits are not finite on the images of the comparison")
+    folded = fold_batch_norm(network)
+    # Compared before the pooling, which is the same in both and may magnify the rounding (a root at zero does).
+    change = _features_and_logits(folded, images)[0] - features
+    folding_difference = float(np.linalg.norm(change) / (np.linalg.norm(features) or 1.0))
+    if not folding_difference <= FOLDING_TOLERANCE:
+        raise UserError(
+            f"folding the batch normalisations changes the features by {folding_difference:.2e} of their norm, "
+            f"over {FOLDING_TOLERANCE}"
+        )
+    try:
+        with whole_file(path) as temporary:
+            chosen.write(folded, temporary, (channels, height, width), about)
+            difference = _compare(chosen.load(temporary, "CPU"), images, expected)
+            if not difference <= FILE_TOLERANCE:
+                raise UserError(
+                    f"the exported file differs from the network by {difference:.2e} of the largest logit, over "
+                    f"{FILE_TOLERANCE}"
+                )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return Exported(path, difference, folding_difference)
+
+
+def export_checkpoint(config: Config) -> tuple[Exported, str]:
+    """Export ``checkpoint_file_path`` and compare the file with the network on real images.
+
+    The images are those of ``data_path``, or the sample in this repository where no data set is configured.
+
+    Returns:
+        What came out, and the name of the images' source.
 
     Raises:
         UserError: If the checkpoint does not fit, the file cannot be written, or it computes something else.
     """
-    if config.file_format != "MINDIR":
-        raise UserError(f"file_format={config.file_format} cannot be written yet; use MINDIR", exit_code=2)
     network = build_model(config)
     checkpoint = read_checkpoint(config.checkpoint_file_path)
     load_network(network, checkpoint, architecture(config))
-    network.set_train(False)
     height, width = config.height or config.eval_image_size, config.width or config.eval_image_size
     transform = image_transform(config, checkpoint.about, height, width)
-    path = Path(config.file_name)
-    path = path if path.suffix == ".mindir" else path.with_name(path.name + ".mindir")
     about = {
         "architecture": architecture(config),
         "class_names": checkpoint.about.get("class_names", []),
         "transform": transform,
     }
-    write_mindir(network, path, config.in_channels, height, width, about)
-
-    source = _images(config)
-    exported, difference = MindIRModel(path), 0.0
-    for images in _comparison_batches(source, transform):
-        expected = network(ms.Tensor(images)).asnumpy()
-        found = exported(images)
-        difference = max(difference, float(np.abs(found - expected).max() / np.abs(expected).max()))
-    if not difference <= TOLERANCE:
-        raise UserError(f"{path} differs from the network by {difference:.2e} of the largest logit, over {TOLERANCE}")
-    return Exported(path, difference, source.name)
+    source = _source(config)
+    images = np.concatenate(list(transformed(source, transform, sum(BATCHES))))
+    return export_network(network, Path(config.file_name), config.file_format, images, about), source.name
 
 
 def image_transform(config: Config, about: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -123,8 +163,8 @@ def transformed(source: Source, transform: dict[str, Any], batch_size: int) -> I
         yield images[:, :, top : top + height, left : left + width]
 
 
-def _images(config: Config) -> Source:
-    if config.data_path and Path(config.data_path).is_dir():
+def _source(config: Config) -> Source:
+    if config.data_path:
         source = open_source(config.dataset, config.data_path, "val")
     elif SAMPLE.is_dir():
         source = open_source("image_folder", SAMPLE, "val")
@@ -134,11 +174,36 @@ def _images(config: Config) -> Source:
     return source.subset(np.linspace(0, source.num_samples - 1, wanted, dtype=np.int64).tolist())
 
 
-def _comparison_batches(source: Source, transform: dict[str, Any]) -> Iterator[np.ndarray]:
-    first = 0
-    images = np.concatenate(list(transformed(source, transform, BATCHES[-1])))
-    for size in BATCHES:
-        part = images[first : first + size]
-        if len(part):
-            yield part
-        first += size
+class _FeaturesAndLogits(nn.Cell):
+    """Both outputs of a network in one graph; the network's parameters keep their names."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        features = self.network.forward_features(x)
+        return features, self.network.forward_head(features)
+
+
+def _features_and_logits(network: nn.Cell, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    was_training = network.training
+    features, logits = _FeaturesAndLogits(network).set_train(False)(ms.Tensor(images))
+    network.set_train(was_training)
+    return features.asnumpy(), logits.asnumpy()
+
+
+def _compare(exported: Any, images: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of the file's logits, at two batch sizes where there are images enough."""
+    parts = [part for part in np.split(images, [BATCHES[0]]) if len(part)]
+    try:
+        found = np.concatenate([exported(part) for part in parts])
+    except Exception as error:  # the runtimes' errors have no common base
+        sizes = " and ".join(str(len(part)) for part in parts)
+        raise UserError(f"the exported file does not run with {sizes} images: {first_line(error)}") from error
+    return _difference(found, expected)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, relative to the largest expected value (absolute where all are zero)."""
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
