@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.conversion import load_into
+from src.conversion import load_into, read_entries
 from src.errors import UserError
 from src.runtime.files import whole_file
 
@@ -89,14 +89,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UserError: If the file is missing, damaged, or not a checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint file at {path}")
-    if path.suffix != ".ckpt":
-        raise UserError(f"{path} is not a checkpoint of this project: its name must end in .ckpt")
-    try:
-        entries = ms.load_checkpoint(str(path), crc_check=True)
-    except Exception as error:  # MindSpore raises whatever its protobuf parser met
-        raise UserError(f"{path} is damaged or not a MindSpore checkpoint: {_first_line(error)}") from error
+    entries = read_entries(path)
     about = {}
     for name in [n for n in entries if n.startswith(_ABOUT)]:
         about[name[len(_ABOUT) :]] = json.loads(str(entries.pop(name)))

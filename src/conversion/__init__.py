@@ -1,6 +1,14 @@
 """Checkpoints of PyTorch and Paddle in MindSpore, and the way back."""
 
-from src.conversion.files import Report, convert_file, read_ckpt, read_parameters, write_ckpt, write_safetensors
+from src.conversion.files import (
+    Report,
+    convert_file,
+    read_ckpt,
+    read_entries,
+    read_parameters,
+    write_ckpt,
+    write_safetensors,
+)
 from src.conversion.merge import load_into
 from src.conversion.names import convert_state_dict, to_pytorch
 from src.conversion.readers import read_state_dict
@@ -11,6 +19,7 @@ __all__ = [
     "convert_state_dict",
     "load_into",
     "read_ckpt",
+    "read_entries",
     "read_parameters",
     "read_state_dict",
     "to_pytorch",

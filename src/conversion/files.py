@@ -6,7 +6,7 @@ import binascii
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
 import mindspore as ms
 import numpy as np
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 _CRC_MARK = b"crc_num"
 _CRC_BYTES = 10
 
-# Training checkpoints hold the optimiser's state under this prefix, beside the network's parameters.
-_OPTIMIZER = "optimizer."
+# Beside the network's parameters training checkpoints hold the optimiser's state and that of single ranks.
+_OF_TRAINING = ("optimizer.", "ranks.")
 
 _PERMISSIONS = 0o644
 
 
-def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
-    """Read a MindSpore checkpoint; its checksum, where it has one, is compared.
+def read_entries(path: Path) -> dict[str, Any]:
+    """Read everything in a MindSpore checkpoint; its checksum, where it has one, is compared.
 
     Args:
         path: A `.ckpt` file.
 
     Returns:
-        Name -> parameter of the network; the optimiser's state and texts are left out.
+        Name -> parameter, or text where a text was stored.
 
     Raises:
         UserError: No such file, not a checkpoint, or damaged.
@@ -47,18 +47,24 @@ def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
         raise UserError(f"{path}: a MindSpore checkpoint must end with .ckpt", exit_code=2)
     content = path.read_bytes()
     tail = len(_CRC_MARK) + _CRC_BYTES
-    if content[-tail:-_CRC_BYTES] != _CRC_MARK:
-        logger.warning("%s: has no checksum; damage to its values would not be noticed", path)
-    elif binascii.crc32(content[:-tail]) != int.from_bytes(content[-_CRC_BYTES:], "big"):
+    checked = content[-tail:-_CRC_BYTES] == _CRC_MARK
+    if checked and binascii.crc32(content[:-tail]) != int.from_bytes(content[-_CRC_BYTES:], "big"):
         raise UserError(f"{path}: damaged, its checksum is wrong")
     try:
-        loaded = ms.load_checkpoint(str(path))
+        entries = dict(ms.load_checkpoint(str(path)))
     except ValueError as error:
         raise damaged(path, "MindSpore checkpoint", error) from error
+    if not checked:
+        logger.warning("%s: has no checksum; damage to its values would not be noticed", path)
+    return entries
+
+
+def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
+    """Read the network's parameters of a checkpoint, see `read_entries`; what training adds to them is left out."""
     return {
         name: value
-        for name, value in loaded.items()
-        if isinstance(value, ms.Parameter) and not name.startswith(_OPTIMIZER)
+        for name, value in read_entries(path).items()
+        if isinstance(value, ms.Parameter) and not name.startswith(_OF_TRAINING)
     }
 
 

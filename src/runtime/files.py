@@ -28,7 +28,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
         _sync(target.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in target.parent.glob(f"{temporary.stem}*"):  # a writer's own, too
+            left.unlink()
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

@@ -112,6 +112,8 @@ class CheckpointStore:
         for entry in reversed(self._entries):
             path = self.folder / entry["file"]
             try:
+                if path.is_file() and sha256(path) != entry["sha256"]:
+                    raise UserError(f"{path} is damaged: it is not what index.json says")
                 return read_checkpoint(path)
             except UserError as error:
                 logger.warning("%s; going back to the one before", error)
