@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import Any, Callable, Union
 
@@ -24,6 +25,7 @@ from src.errors import UserError
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png")
 # Pillow's own limit against decompression bombs: a small file of more pixels than this would fill the memory.
 MAX_PIXELS = 178_956_970
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # all that matters to pixels, but for the transparency
 
 
 class _Jpeg(JpegImageFile):
@@ -59,6 +61,7 @@ def open_image(data: bytes) -> ImageFile:
         if data.startswith(b"\xff\xd8\xff"):
             image: ImageFile = _Jpeg(stream)
         elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+            _check_png(data)
             image = PngImageFile(stream)
         elif data.startswith(b"BM"):
             image = BmpImageFile(stream)
@@ -125,6 +128,20 @@ def _escape(character: str) -> str:
         return character.encode("unicode_escape").decode("ascii")
     except UnicodeError:
         return ascii(character)[1:-1]
+
+
+def _check_png(data: bytes) -> None:
+    """Compare the checksums of a PNG file, which Pillow does not do for pixels (0.1 ms for 100 KB)."""
+    view, place = memoryview(data), 8
+    while True:
+        kind, end = data[place + 4 : place + 8], place + 8 + int.from_bytes(data[place : place + 4], "big")
+        if end + 4 > len(data):
+            raise ImageError("damaged", "the file is truncated")
+        if kind in _PNG_CHUNKS and zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ImageError("damaged", f"the checksum of its {kind.decode()} chunk is wrong")
+        if kind == b"IEND":
+            return
+        place = end + 4
 
 
 def _other_format(stream: io.BytesIO) -> ImageError:
