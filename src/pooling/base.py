@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import mindspore as ms
 from mindspore import nn
-from mindspore._c_expression import MixedPrecisionType
 from mindspore.rewrite.common import namespace
 
 
@@ -17,19 +16,11 @@ class Float32Cell(nn.Cell):
     A sum of products over many positions leaves the range of float16 easily. MindSpore's levels O2 and O3 work through
     flags that a parent sets on its children, and `auto` obeys them: here they stay at float32, so the input is cast on
     entry and nothing else is. Level O1 rewrites the source of cells to insert casts: these cells are exempted from it.
-
-    Attributes:
-        cast_inputs: Whether the flags are set. Without, the cell casts by itself; it must where it uses float64, since
-            in PyNative mode the flags cast the inputs of every operator.
     """
-
-    cast_inputs = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_flags(**self._precision_flags())
-        if not self.cast_inputs:
-            self.mixed_precision_type = MixedPrecisionType.NOTSET  # else PyNative mode applies the parent's
+        self.add_flags(fp16=False, bf16=False, fp32=True)
         # The list has no public access; without the attribute this MindSpore has no such rewriting.
         exempt = getattr(namespace, "_subtree_black_list", None)
         if exempt is not None and Float32Cell not in exempt:
@@ -38,11 +29,8 @@ class Float32Cell(nn.Cell):
     def add_flags_recursive(self, **flags: Any) -> nn.Cell:
         """Pass flags on to the children, those of the precision excepted."""
         if any(key in flags for key in ("fp16", "bf16", "fp32")):
-            flags.update(self._precision_flags())
+            flags.update(fp16=False, bf16=False, fp32=True)
         return super().add_flags_recursive(**flags)
-
-    def _precision_flags(self) -> Dict[str, bool]:
-        return {"fp16": False, "bf16": False, "fp32": self.cast_inputs}
 
 
 class Pooling(Float32Cell):

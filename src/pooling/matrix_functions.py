@@ -116,8 +116,8 @@ class APN(SpectralPooling):
         alpha (log lambda_max - log max(floor, lambda_min)) - tau sum_i p_i log p_i,
         p_i = lambda_i^alpha / sum_j lambda_j^alpha.
 
-    The paper prints a minimisation, but the stationary point is a maximum and the minimum always an end of the
-    interval; the trade-off it describes is the maximum. `objective="minimum"` gives the printed form. No gradient flows
+    The paper prints a minimisation, but the trade-off it describes is a maximum (the entropy term is concave near 0):
+    the minimum mostly lies at an end of the interval. `objective="minimum"` gives the printed form. No gradient flows
     through alpha: it is a choice of the normalisation, as the rate of DropCov is.
 
     Cost: that of MPN-COV plus about 500 d exponentials. Published top-1 of ResNet-18 on ImageNet: 73.3 (d=64), 75.0

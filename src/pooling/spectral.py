@@ -38,8 +38,6 @@ class CovarianceEigen(Float32Cell):
         ValueError: Another solver.
     """
 
-    cast_inputs = False
-
     def __init__(self, solver: Optional[str] = None) -> None:
         super().__init__()
         chosen, self.precision = DEVICE_CHOICE[ms.get_context("device_target")]
@@ -48,6 +46,7 @@ class CovarianceEigen(Float32Cell):
         self.eigh = SelfAdjointEig()
         self.product_t = ops.BatchMatMul(transpose_b=True)
 
+    @ms.jit  # in PyNative mode a mixed precision level would cast the inputs of every operator
     def construct(self, x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
         """Decompose the covariance of each map."""
         a = centred(x.astype(self.precision))

@@ -139,8 +139,8 @@ def apn_objective(lam: np.ndarray, alpha: np.ndarray, tau: float = 4.0, floor: f
 
 
 def apn_alpha(x: np.ndarray, tau: float = 4.0, sign: float = 1.0, alpha_min: float = 0.1) -> np.ndarray:
-    """Brute force over 20 000 values, one alpha per sample."""
-    grid = np.linspace(alpha_min, 1, 20001)
+    """Brute force over 4001 values, one alpha per sample."""
+    grid = np.linspace(alpha_min, 1, 4001)
     return np.array([grid[np.argmax(sign * apn_objective(np.linalg.eigvalsh(c), grid, tau))] for c in covariance(x)])
 
 

@@ -77,7 +77,7 @@ SPECTRA = {
     "nearly repeated": [1.0, 1.0 + 1e-6, 1.0 + 1e-4, 1.0 + 5e-3, 1.0 + 2e-2],
     "all equal": [2.0] * 5,
     "zeros": [0.0, 0.0, 1.0, 1.0, 4.0],
-    "wide": [1e-5, 1e-3, 1e-1, 10.0, 1e3],
+    "wide": [1e-3, 1e-1, 1.0, 10.0, 100.0],
     "one": [0.0, 0.0, 0.0, 0.0, 3.0],
 }
 
@@ -148,28 +148,43 @@ def test_descent_along_the_gradient_at_deficient_rank(graph_mode: None) -> None:
     assert after - before == pytest.approx(-1e-4 * (grad**2).sum(), rel=0.2)
 
 
-@pytest.mark.parametrize("tau", [1.0, 3.0, 4.0, 5.0, 30.0])
+def spread_features(shape: Tuple[int, ...]) -> np.ndarray:
+    """Channels of very different size: the trade-off of APN is then met inside the interval."""
+    return features(shape) * np.geomspace(0.05, 5, shape[1], dtype=np.float32).reshape(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.0, 5.0, 30.0])
 @pytest.mark.parametrize("objective", ["maximum", "minimum"])
-@pytest.mark.parametrize("shape", [(4, 16, 6, 6), (4, 64, 10, 10), (4, 64, 5, 5), (2, 5, 1, 1)])
+@pytest.mark.parametrize("shape", [(4, 16, 6, 6), (4, 64, 10, 10), (4, 64, 5, 5)])
 def test_alpha_against_brute_force(shape: Tuple[int, ...], objective: str, tau: float, graph_mode: None) -> None:
-    x = features(shape) * np.linspace(1, 30, shape[1], dtype=np.float32).reshape(1, -1, 1, 1)
+    x = spread_features(shape)
     cell = create_pooling("apn", shape[1], tau=tau, objective=objective)
     lam, _ = cell.eigen(ms.Tensor(x))
     alpha = cell.exponent(lam).asnumpy()
     assert alpha.shape == (shape[0], 1)
-    sign = 1.0 if objective == "maximum" else -1.0
-    expected = reference.apn_alpha(x, tau, sign)
-    if shape[2] == 1:  # a zero covariance: the objective is a line
-        expected = np.full(2, 0.1 if objective == "minimum" else 0.1)
-        assert ((alpha >= 0.1) & (alpha <= 1)).all()
-        return
+    expected = reference.apn_alpha(x, tau, 1.0 if objective == "maximum" else -1.0)
     np.testing.assert_allclose(alpha.ravel(), expected, atol=1e-3)
-    if objective == "minimum":
-        assert set(np.round(expected, 6)) <= {0.1, 1.0}
 
 
-def test_alpha_lies_inside_for_some(graph_mode: None) -> None:
+def test_alpha_lies_inside_for_some() -> None:
     """The test above would say little if every alpha were an end of the interval."""
-    x = features((4, 64, 10, 10)) * np.linspace(1, 30, 64, dtype=np.float32).reshape(1, -1, 1, 1)
+    alpha = reference.apn_alpha(spread_features((4, 64, 10, 10)), 5.0)
+    assert ((alpha > 0.11) & (alpha < 0.99)).all()
+
+
+def test_apn_at_its_alpha(graph_mode: None) -> None:
+    x = spread_features((4, 64, 10, 10))
+    cell = create_pooling("apn", 64, tau=5.0)
     alpha = reference.apn_alpha(x, 5.0)
-    assert ((alpha > 0.15) & (alpha < 0.95)).all()
+    assert relative_error(cell(ms.Tensor(x)), reference.apn_at(x, alpha)) < 2e-3
+    rng = np.random.default_rng(0)
+    g, v = rng.standard_normal((4, 2080)), rng.standard_normal(x.shape)
+    derivative = directional_derivative(lambda a: reference.apn_at(a, alpha), x, g, v)
+    assert (gradient(cell, x, g) * v).sum() == pytest.approx(derivative, rel=1e-2)
+
+
+def test_alpha_of_a_zero_covariance(graph_mode: None) -> None:
+    cell = create_pooling("apn", 5)
+    lam, _ = cell.eigen(ms.Tensor(np.ones((2, 5, 3, 3), np.float32)))
+    alpha = cell.exponent(lam).asnumpy()
+    assert ((alpha >= 0.1) & (alpha <= 1)).all()
