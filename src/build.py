@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from mindspore import nn
 
 from src.config import Config
-from src.data import Source, available_workers, create_dataset, open_source
+from src.data import Source, available_workers, create_dataset, open_source, usable
 from src.errors import UserError
 from src.models import create_model
 from src.pooling.counter_random import CounterUniform
 from src.runtime.distributed import World
+
+logger = logging.getLogger(__name__)
 
 _MEANINGLESS_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
 
@@ -60,22 +64,47 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
     return network
 
 
-def build_source(config: Config, split: str) -> Source:
-    """The images of ``split`` ('train' or 'val').
+def build_source(config: Config, split: str, world: World, cache: Path | None = None) -> Source:
+    """The images of ``split`` ('train' or 'val'); every rank calls it.
+
+    With ``bad_images: skip`` those that cannot be decoded are left out and named in the log.
+
+    Args:
+        config: The configuration.
+        split: 'train' or 'val'.
+        world: The ranks, which agree on the images.
+        cache: File in which rank 0 keeps which images are bad, for a resumed run.
 
     Raises:
         UserError: If they are not there, or have more classes than the configuration.
     """
     if not config.data_path:
         raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
-    source = open_source(config.dataset, config.data_path, split)
+    source = open_source(config.dataset, config.data_path, split, config.image_list or None)
     if len(source.class_names) > config.class_num:
         raise UserError(
             f"{config.data_path} has {len(source.class_names)} classes, the configuration class_num="
             f"{config.class_num}; add --class_num={len(source.class_names)}",
             exit_code=2,
         )
+    if config.bad_images == "skip":
+        source, problems = usable(
+            source,
+            _workers(config, world),
+            rank=world.rank,
+            world_size=world.size,
+            total=world.sum,
+            cache=cache,
+        )
+        for problem in problems:
+            logger.warning("left out: %s", problem)
+        if problems:
+            logger.warning("%d bad images of %s left out, %d used", len(problems), split, source.num_samples)
     return source
+
+
+def _workers(config: Config, world: World) -> int:
+    return config.num_workers or max(1, available_workers() // world.local_size)
 
 
 def build_dataset(
@@ -100,6 +129,6 @@ def build_dataset(
         first_step=first_step,
         rank=world.rank,
         world_size=world.size,
-        num_workers=config.num_workers or max(1, available_workers() // world.local_size),
+        num_workers=_workers(config, world),
         channels=config.in_channels,
     )

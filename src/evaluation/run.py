@@ -31,7 +31,7 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
     Raises:
         UserError: Images or checkpoint are missing, damaged, or do not fit the configuration.
     """
-    source = build_source(config, "val")
+    source = build_source(config, "val", world)
     network = build_model(config)
     checkpoint = read_checkpoint(config.checkpoint_file_path)
     load_network(network, checkpoint, architecture(config))

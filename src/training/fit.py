@@ -86,8 +86,8 @@ class _Training:
         if config.enable_sink and config.device_target == "CPU":
             raise UserError("enable_sink=True needs a GPU or Ascend: MindSpore has no data sink on CPU", 2)
         ms.set_seed(config.seed)
-        self.source = build_source(config, "train")
-        self.val_source = build_source(config, "val") if config.run_eval else None
+        self.source = build_source(config, "train", world, folder.bad_images("train"))
+        self.val_source = build_source(config, "val", world, folder.bad_images("val")) if config.run_eval else None
         self.steps = steps_per_epoch(self.source.num_samples, config.batch_size, world.size)
         self.rates = learning_rates(
             config.lr_decay_mode,

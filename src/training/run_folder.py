@@ -20,7 +20,16 @@ from src.runtime.files import write_json
 
 logger = logging.getLogger(__name__)
 
-_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "curves.png", "train.log")
+_FILES = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "curves.png",
+    "train.log",
+    "bad_images_train.json",
+    "bad_images_val.json",
+)
 
 
 class RunFolder:
@@ -36,6 +45,10 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
         self.log = self.path / "train.log"
+
+    def bad_images(self, split: str) -> Path:
+        """Where it is kept which images of a split are left out (``bad_images: skip``)."""
+        return self.path / f"bad_images_{split}.json"
 
     def prepare(self, config: Config, world_size: int, resume: bool) -> str:
         """Make the folder and write ``config.yaml`` and ``environment.json``.

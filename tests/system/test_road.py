@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,3 +222,17 @@ def assert_same_end(one: Path, two: Path) -> None:
     last, again = (RunFolder(folder).records("epoch")[-1] for folder in (one, two))
     for key in ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss"):
         assert last[key] == again[key], key
+
+
+def test_bad_images_stop_the_training_or_are_left_out(images: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "data")
+    victims = sorted((tmp_path / "data" / "train" / "coat").iterdir())[:2]
+    victims[0].write_bytes(victims[0].read_bytes()[:100])
+    victims[1].write_bytes(b"")
+    command = ["python", "train.py", CONFIG, *SMALL, "--data_path=data", "--epoch_size=1"]
+    done = run([*command, "--output_path=one"], cwd=tmp_path, expect=1)
+    assert "damaged image" in done.stderr and str(Path("data") / "train" / "coat") in done.stderr
+    done = run([*command, "--output_path=two", "--bad_images=skip"], cwd=tmp_path)
+    assert "2 bad images of train left out, 318 used" in done.stdout and victims[0].name in done.stdout
+    (epoch,) = RunFolder(tmp_path / "two").records("epoch")
+    assert epoch["num_samples"] == 103
