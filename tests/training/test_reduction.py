@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.models import create_model
+from src.training.reduction import (
+    DEFAULT_GROUP_BYTES,
+    classifier_share,
+    gradient_sizes,
+    reduction_groups,
+)
+
+SIZES = st.lists(st.integers(1, 1000), max_size=30).map(lambda sizes: [(f"p{i}", s) for i, s in enumerate(sizes)])
+
+
+@given(SIZES, st.integers(1, 3000))
+def test_groups_hold_everything_once_from_last_to_first(sizes: list[tuple[str, int]], group_bytes: int) -> None:
+    groups = reduction_groups(sizes, group_bytes)
+    assert [name for group in groups for name in group.names] == [name for name, _ in reversed(sizes)]
+    size_of = dict(sizes)
+    for group in groups:
+        assert group.size == sum(size_of[name] for name in group.names)
+    for group in groups[:-1]:
+        assert group.size >= group_bytes
+        assert group.size - size_of[group.names[-1]] < group_bytes  # no larger than needed
+
+
+def test_a_large_matrix_ends_its_group() -> None:
+    sizes = [("conv1.weight", 10), ("layer4.weight", 40), ("fc.weight", 500), ("fc.bias", 1)]
+    groups = reduction_groups(sizes, 50)
+    assert [group.names for group in groups] == [("fc.bias", "fc.weight"), ("layer4.weight", "conv1.weight")]
+    assert reduction_groups([], 50) == []
+    assert len(reduction_groups(sizes, 1)) == 4
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        reduction_groups(sizes, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "share", "groups"),
+    [("resnet18", 128, 0.423, 3), ("resnet18", 256, 0.744, 3), ("resnet50", 128, 0.258, 5)],
+)
+def test_classifiers_of_the_networks(name: str, dim: int, share: float, groups: int) -> None:
+    network = create_model(name, "gcp", reduction_dim=dim)
+    sizes = gradient_sizes(network.trainable_params())
+    features = dim * (dim + 1) // 2
+    assert dict(sizes)["fc.weight"] == 4 * features * 1000
+    assert sum(size for _, size in sizes) == 4 * sum(p.size for p in network.trainable_params())
+    assert classifier_share(sizes) == pytest.approx(share, abs=5e-4)
+    found = reduction_groups(sizes)
+    assert len(found) == groups
+    assert set(found[0].names) == {"fc.weight", "fc.bias"}  # ready first, and on its own
+    assert all(group.size >= DEFAULT_GROUP_BYTES for group in found[:-1])
+
+
+RANKS = """
+import json, sys
+from pathlib import Path
+from src.runtime.environment import prepare_environment
+prepare_environment()
+from src.runtime.distributed import leave, session
+with session("GRAPH", "CPU", None, True, 2) as world:
+    import mindspore as ms
+    import numpy as np
+    from mindspore.train.amp import build_train_network
+    from mindspore import nn
+    from src.training.losses import LabelSmoothingCrossEntropy
+    from src.training.optimizers import build_optimizer
+    from src.training.reduction import fuse_reductions
+
+    out = Path(sys.argv[1]) / f"rank{world.rank}"
+    found = {}
+    for fused in (False, True):  # the groups stay on in this process
+        ms.set_seed(1)
+        network = nn.SequentialCell([nn.Dense(20, 20, activation="relu") for _ in range(8)])
+        parameters = list(network.trainable_params())
+        if fused:
+            found["groups"] = [group.names for group in fuse_reductions(parameters, 5000)]
+        ms.set_context(save_graphs=1, save_graphs_path=str(out / f"fused_{fused}"))
+        step = build_train_network(
+            network, build_optimizer(parameters, np.full(3, 0.1, np.float32)), LabelSmoothingCrossEntropy(), level="O0"
+        ).set_train()
+        data = np.random.default_rng(world.rank)
+        for _ in range(3):
+            images = ms.Tensor(data.standard_normal((4, 20)).astype(np.float32))
+            labels = ms.Tensor(data.integers(0, 10, 4), ms.int32)
+            loss = float(step(images, labels))
+        values = np.concatenate([p.asnumpy().reshape(-1) for p in parameters]).astype(np.float64)
+        built = [path.read_text() for path in out.glob(f"fused_{fused}/**/graph_build_*.ir")]
+        found[str(fused)] = {
+            "loss": loss,
+            "sum": values.sum(), "norm": float(np.linalg.norm(values)), "parameters": len(parameters),
+            "reductions": max(text.count("= AllReduce(") for text in built),
+        }
+    (out / "found.json").write_text(json.dumps(found))
+leave(0)
+"""
+
+
+@pytest.mark.world_size
+def test_fused_training_is_the_same_training(root: Path, tmp_path: Path, clean_env: dict[str, str]) -> None:
+    """The groups of the graph that is run are counted; on CPU MindSpore honours them, too."""
+    command = [
+        "mpirun",
+        "--allow-run-as-root",
+        "--oversubscribe",
+        "-n",
+        "2",
+        sys.executable,
+        "-c",
+        RANKS,
+        str(tmp_path),
+    ]
+    env = {**clean_env, "PYTHONPATH": str(root), "PATH": f"{Path(sys.executable).parent}:{clean_env['PATH']}"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}" / "found.json").read_text()) for rank in range(2))
+    for found in (first, second):
+        plain, fused = found["False"], found["True"]
+        for key in ("loss", "sum", "norm"):
+            assert fused[key] == pytest.approx(plain[key], rel=1e-5)
+        assert plain["reductions"] == plain["parameters"]
+        assert len(found["groups"]) <= fused["reductions"] < plain["parameters"] / 2
+    for key in ("sum", "norm"):
+        assert first["True"][key] == second["True"][key]
+    assert first["True"]["loss"] != second["True"]["loss"]  # each has data of its own
