@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from src.errors import UserError
 from src.runtime.scheduler import join_under_mpi, joined
+from src.runtime.watch import stop_watcher
 
 if TYPE_CHECKING:  # NumPy starts threads, which must not happen before signals are arranged for
     import numpy as np
@@ -136,8 +137,8 @@ def leave(code: int) -> NoReturn:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    if joined.watch is not None:
-        joined.watch.stop()
+    if joined.watcher is not None:
+        stop_watcher(joined.watcher, *joined.watched)
     if code == 0:  # without it mpirun takes the job for failed, and ends the other ranks: right for any other code
         from mpi4py import MPI
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
-from src.runtime.watch import Watch, open_listener
+from src.runtime.watch import die_with_parent, open_listener, start_watcher
 
 _SCHEDULER_START_S = 60.0
 _SCHEDULER_CODE = """
@@ -31,12 +29,14 @@ class Joined:
     Attributes:
         under_mpi: Whether the ranks of ``MPI.COMM_WORLD`` were pointed to a scheduler of this project.
         scheduler: That scheduler, in the process that started it.
-        watch: Notices lost ranks.
+        watcher: Notices lost ranks.
+        watched: This rank, and where rank 0's watcher listens.
     """
 
     under_mpi: bool = False
     scheduler: subprocess.Popen[bytes] | None = None
-    watch: Watch | None = None
+    watcher: subprocess.Popen[bytes] | None = None
+    watched: tuple[int, tuple[str, int]] = (0, ("", 0))
 
 
 # Like MPI.COMM_WORLD, one for each process.
@@ -67,8 +67,9 @@ def join_under_mpi(rank_timeout: float) -> None:
     if problem:
         raise UserError(problem)
     os.environ.update(_scheduler_variables(address, size), MS_ROLE="MS_WORKER", MS_NODE_ID=str(rank))
-    joined.watch = Watch(rank, size, listener, watched, rank_timeout, joined.scheduler)
-    joined.watch.start()
+    scheduler = joined.scheduler.pid if joined.scheduler else 0
+    joined.watcher = start_watcher(rank, size, listener, watched, rank_timeout, scheduler)
+    joined.watched = (rank, watched)
 
 
 def _scheduler_variables(address: tuple[str, int], size: int) -> dict[str, str]:
@@ -84,13 +85,8 @@ def _start_scheduler(address: tuple[str, int], size: int) -> subprocess.Popen[by
         env=env,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks, which then end the scheduler
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _wait_for_scheduler(scheduler: subprocess.Popen[bytes], address: tuple[str, int]) -> str:

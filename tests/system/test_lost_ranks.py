@@ -52,7 +52,7 @@ class Job:
         for process in self.family:
             variables = process.environ()
             name = "scheduler" if variables.get("MS_ROLE") == "MS_SCHED" else variables.get("OMPI_COMM_WORLD_RANK")
-            if name == role:
+            if name == role and not any(word.endswith("watch.py") for word in process.cmdline()):
                 return process
         raise AssertionError(f"no {role} among {self.family}")
 
@@ -107,12 +107,12 @@ def test_a_killed_scheduler_ends_the_job(images: Path, tmp_path: Path) -> None:
     with job(images, tmp_path) as running:
         running.wait_for_step(3)
         running.member("scheduler").kill()
-        assert "MindSpore's scheduler is gone (exit code -9)" in running.end()
+        assert "MindSpore's scheduler (process " in running.end()
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_hanging_rank_is_named(images: Path, tmp_path: Path, rank: str) -> None:
-    with job(images, tmp_path, "--rank_timeout=25") as running:
+    with job(images, tmp_path, "--rank_timeout=10") as running:
         running.wait_for_step(3)
         stopped = running.member(rank)
         stopped.suspend()
