@@ -1,0 +1,71 @@
+"""Predict data-parallel training on n devices: step, all-reduce, storage, rate; a Markdown table (docs/scaling.md).
+
+python scripts/scaling.py --net_name=resnet18 --pooling=dropcov --reduction_dim=128 --devices 8 64 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.errors import UserError
+from src.runtime.environment import prepare_environment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse arguments, count the network, print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--net_name", default="resnet18", help="network")
+    parser.add_argument("--pooling", default="dropcov", help="pooling")
+    parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")
+    parser.add_argument("--class_num", type=int, default=1000, help="outputs of the classifier")
+    parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 512], help="numbers of devices")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per device")
+    parser.add_argument("--operations_per_s", type=float, default=20e12, help="sustained by one device; an assumption")
+    parser.add_argument("--bandwidth", type=float, default=12.5e9, help="slowest link of the ring, bytes/s; assumed")
+    parser.add_argument("--latency", type=float, default=1e-5, help="of one message, s; assumed")
+    parser.add_argument("--image_bytes", type=float, help="mean size of an image file; default: ImageNet's")
+    arguments = parser.parse_args(argv)
+    prepare_environment()
+    from src.analysis.complexity import measure
+    from src.analysis.scaling import IMAGENET_IMAGE_BYTES, Machine, predict, table
+    from src.models import create_model
+    from src.training.reduction import classifier_share, gradient_sizes, reduction_groups
+
+    try:
+        network = create_model(
+            arguments.net_name,
+            pooling=arguments.pooling,
+            reduction_dim=arguments.reduction_dim,
+            num_classes=arguments.class_num,
+        )
+        machine = Machine(arguments.operations_per_s, arguments.bandwidth, arguments.latency)
+        multiply_adds = measure(network, (3, arguments.image_size, arguments.image_size)).multiply_adds
+        sizes = gradient_sizes(network.trainable_params())
+        groups = [group.size for group in reduction_groups(sizes)]
+        image_bytes = arguments.image_bytes or IMAGENET_IMAGE_BYTES
+        predictions = [
+            predict(devices, arguments.batch_size, multiply_adds, groups, machine, image_bytes)
+            for devices in arguments.devices
+        ]
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"{arguments.net_name} + {arguments.pooling}: {multiply_adds / 1e9:.2f} G multiply-adds an image, gradients of "
+        f"{sum(groups) / 1e6:.1f} MB in {len(groups)} groups ({' + '.join(f'{size / 1e6:.1f}' for size in groups)}), "
+        f"{classifier_share(sizes):.1%} of them the classifier's"
+    )
+    for line in table(predictions):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
