@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mindspore import nn
 
 from src.config import Config
@@ -86,6 +87,12 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
             f"{config.data_path} has {len(source.class_names)} classes, the configuration class_num="
             f"{config.class_num}; add --class_num={len(source.class_names)}",
             exit_code=2,
+        )
+    seen = world.sum(np.array([source.num_samples], np.float64))[0]
+    if seen != source.num_samples * world.size:
+        raise UserError(
+            f"{config.data_path}: rank {world.rank} sees {source.num_samples} images of {split}, all {world.size} ranks "
+            f"together {seen:.0f}: they must see the same files"
         )
     if config.bad_images == "skip":
         source, problems = usable(

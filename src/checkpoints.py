@@ -90,9 +90,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     entries = read_entries(path)
-    about = {}
-    for name in [n for n in entries if n.startswith(_ABOUT)]:
-        about[name[len(_ABOUT) :]] = json.loads(str(entries.pop(name)))
+    try:
+        about = {n[len(_ABOUT) :]: json.loads(str(entries.pop(n))) for n in list(entries) if n.startswith(_ABOUT)}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, what it says about itself cannot be read") from error
     state = {n[len(_OPTIMIZER) :]: entries.pop(n) for n in [n for n in entries if n.startswith(_OPTIMIZER)]}
     ranks = entries.pop(_RANKS).asnumpy() if _RANKS in entries else None
     return Checkpoint(path, entries, state, about, ranks)

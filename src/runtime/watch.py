@@ -18,6 +18,7 @@ import sys
 import time
 
 _INTERVAL_S = 1.0
+_LAUNCHER_S = 10.0  # what mpirun is given to end a job of which a rank was killed
 
 
 class Watcher:
@@ -63,8 +64,23 @@ class Watcher:
             if problem:
                 sys.stderr.write(f"error: {problem}: the job ends\n")
                 sys.stderr.flush()
-                os.kill(self.process, signal.SIGKILL)
+                self._end()
                 return
+
+    def _end(self) -> None:
+        """End the rank, then its launcher (mpirun, or its daemon on another host) if that cannot end by itself.
+
+        It tries to tell the other hosts, and waits for an answer that a lost host never gives.
+        """
+        launcher = int(_stat(self.process)[1])
+        die_with_parent(signal_number=0)
+        os.kill(self.process, signal.SIGKILL)
+        deadline = time.monotonic() + _LAUNCHER_S
+        while time.monotonic() < deadline:
+            if _state(launcher) in "ZX":
+                return
+            time.sleep(_INTERVAL_S / 4)
+        os.kill(launcher, signal.SIGKILL)
 
     def _hangs(self) -> bool:
         return _state(self.process) in "Tt"
@@ -103,19 +119,24 @@ class Watcher:
         return ""
 
 
-def _state(process: int) -> str:
-    """The kernel's letter for the state of a process: T stopped, Z dead but not waited for, X gone."""
+def _stat(process: int) -> list[str]:
+    """What the kernel says of a process from its state on; ['X', '0'] if there is none."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - quick to load
-            return file.read().rpartition(")")[2].split()[0]
+            return file.read().rpartition(")")[2].split()
     except OSError:
-        return "X"
+        return ["X", "0"]
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends; runs in a child before its program."""
+def _state(process: int) -> str:
+    """The kernel's letter for the state of a process: T stopped, Z dead but not waited for, X gone."""
+    return _stat(process)[0]
+
+
+def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, however that ends; 0 takes it back."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal_number)
 
 
 def open_listener(host: str) -> socket.socket:
