@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.analysis.compare import comparison_table, plot_comparison, read_epochs  # noqa: E402
-from src.errors import UserError  # noqa: E402
+from src.analysis.compare import comparison_table, plot_comparison, read_epochs
+from src.errors import UserError
 
 
 def main() -> int:

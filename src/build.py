@@ -91,8 +91,8 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
     seen = world.sum(np.array([source.num_samples], np.float64))[0]
     if seen != source.num_samples * world.size:
         raise UserError(
-            f"{config.data_path}: rank {world.rank} sees {source.num_samples} images of {split}, all {world.size} ranks "
-            f"together {seen:.0f}: they must see the same files"
+            f"{config.data_path}: rank {world.rank} sees {source.num_samples} images of {split}, all {world.size} "
+            f"ranks together {seen:.0f}: they must see the same files"
         )
     if config.bad_images == "skip":
         source, problems = usable(
