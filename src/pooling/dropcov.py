@@ -9,9 +9,9 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.common.initializer import Uniform, initializer
 
-from src.pooling.base import Float32Cell, Pooling, check_bool, check_choice, check_float, check_int, positions
+from src.pooling.base import Float32Cell, Pooling, check_bool, check_choice, check_float, check_int
 from src.pooling.counter_random import CounterUniform
-from src.pooling.covariance import Gram, TriuVector, centred, vector_length
+from src.pooling.covariance import Gram, ScaledVector, SymmetricVector, centred, vector_length
 
 # Below this product of norms the cosine of the importance vectors counts as 0.
 _COSINE_EPS = 1e-12
@@ -27,14 +27,12 @@ class ChannelConv(Float32Cell):
         super().__init__()
         start = initializer(Uniform(1.0 / math.sqrt(3.0)), (1, 1, 3), ms.float32)
         self.weight = ms.Parameter(start, name="weight")
-        self.pad = ops.Pad(((0, 0), (1, 1)))
+        self.conv = ops.Conv2D(1, (1, 3), pad_mode="pad", pad=(0, 0, 1, 1))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Weighted sum of each channel with its neighbours."""
         d = x.shape[1]
-        padded = self.pad(x)
-        w = self.weight.reshape(3)
-        return padded[:, :d] * w[0] + x * w[1] + padded[:, 2:] * w[2]
+        return self.conv(x.reshape(-1, 1, 1, d), self.weight.expand_dims(2)).reshape(-1, d)
 
 
 class AdaptiveRate(Float32Cell):
@@ -121,29 +119,37 @@ class DropCov(Pooling):
         self.adaptive_rate = AdaptiveRate(channels, check_float("decay", decay, 0.0, low_open=True), max_rate)
         self.dropout = CounterUniform(check_int("seed", seed, 0))
         self.gram = Gram()
-        self.vector = TriuVector(channels)
+        self.product = ops.BatchMatMul()
+        self.vector = SymmetricVector(channels)
+        self.scaled_vector = ScaledVector(channels)
 
-    def importance(self, x: ms.Tensor) -> ms.Tensor:
-        """omega, `(N, d, H, W) -> (N, d)`."""
-        v = self.conv(positions(x).mean(-1))
+    def importance(self, mean: ms.Tensor) -> ms.Tensor:
+        """Importance omega of the channels from their means, `(N, d) -> (N, d)`."""
+        v = self.conv(mean)
         return ops.softmax(v, -1) if self.gate == "softmax" else ops.sigmoid(v)
 
-    def drop_rate(self, omega: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
-        """rho, from omega `(N, d)` and the centred, rescaled map `(N, d, M)`."""
+    def drop_rate(self, omega: ms.Tensor, c: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
+        """Rate rho, from omega `(N, d)`, the Gram matrix `(N, d, d)` of X and the rescale of its channels `(N, d)`."""
         if self.rate is not None:
             return self.rate
-        a = ops.stop_gradient(a)
-        pi = ops.matmul(a, a.sum(1).expand_dims(-1)).squeeze(-1)
-        return self.adaptive_rate(ops.stop_gradient(omega), pi)
+        pi = scale * self.product(ops.stop_gradient(c), scale.expand_dims(-1)).squeeze(-1)
+        return self.adaptive_rate(omega, pi)
+
+    def channel_scale(self, mean: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
+        """What training multiplies the channels with, `(N, d)`: the rescale, then 0 or 1 / (1 - rho)."""
+        omega = self.importance(mean)
+        scale = 1.0 + omega if self.rescale else ops.ones_like(omega)
+        rho = self.drop_rate(ops.stop_gradient(omega), c, ops.stop_gradient(scale))
+        keep = (self.dropout(mean.shape[0], mean.shape[1]) >= rho).astype(ms.float32)
+        return scale * (keep / (1.0 - rho))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Pooling with dropout in training, plain covariance pooling in evaluation."""
-        a = centred(x)
-        if self.training:
-            omega = self.importance(x)
-            if self.rescale:
-                a = a * (1.0 + omega).expand_dims(-1)
-            rho = self.drop_rate(omega, a)
-            keep = (self.dropout(x.shape[0], x.shape[1]) >= rho).astype(ms.float32)
-            a = a * (keep / (1.0 - rho)).expand_dims(-1)
-        return self.vector(self.gram(a))
+        """Pooling with dropout in training, plain covariance pooling in evaluation.
+
+        A scale of the channels scales rows and columns of the covariance, so the map itself is read no more often than
+        in plain pooling.
+        """
+        a, mean = centred(x)
+        c = self.gram(a)
+        v = self.scaled_vector(c, self.channel_scale(mean, c)) if self.training else self.vector(c)
+        return v * (1.0 / a.shape[-1])

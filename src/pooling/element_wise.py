@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import ops
 
 from src.pooling.base import Float32Cell, Pooling, check_float
-from src.pooling.covariance import Covariance, TriuVector, vector_length
+from src.pooling.covariance import CovarianceVector, vector_length
 
 
 class SignedRootL2(Float32Cell):
@@ -68,13 +68,12 @@ class BCNN(Pooling):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, vector_length(channels))
-        self.covariance = Covariance()
-        self.vector = TriuVector(channels)
+        self.vector = CovarianceVector(channels)
         self.normalise = SignedRootL2()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance vector, signed root, unit length."""
-        return self.normalise(self.vector(self.covariance(x)))
+        return self.normalise(self.vector(x))
 
 
 class BCNNLT(BCNN):
@@ -95,7 +94,7 @@ class BCNNLT(BCNN):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """B-CNN, scaled and shifted."""
-        return self.affine(self.normalise(self.vector(self.covariance(x))))
+        return self.affine(self.normalise(self.vector(x)))
 
 
 class SigmE(Pooling):
@@ -117,12 +116,11 @@ class SigmE(Pooling):
     def __init__(self, channels: int, slope: float = 1.0) -> None:
         super().__init__(channels, vector_length(channels))
         self.slope = check_float("slope", slope, 0.0, low_open=True)
-        self.covariance = Covariance()
-        self.vector = TriuVector(channels)
+        self.vector = CovarianceVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance vector, squashed."""
-        return 2.0 * ops.sigmoid(self.slope * self.vector(self.covariance(x))) - 1.0
+        return 2.0 * ops.sigmoid(self.slope * self.vector(x)) - 1.0
 
 
 class LayerNormPooling(Pooling):
@@ -145,12 +143,11 @@ class LayerNormPooling(Pooling):
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__(channels, vector_length(channels))
-        self.covariance = Covariance()
-        self.vector = TriuVector(channels)
+        self.vector = CovarianceVector(channels)
         self.affine = Affine(self.out_features)
         self.norm = ops.LayerNorm(1, 1, check_float("eps", eps, 0.0, low_open=True))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance vector, standardised over the features, scaled and shifted."""
-        normed, _, _ = self.norm(self.vector(self.covariance(x)), self.affine.gamma, self.affine.beta)
+        normed, _, _ = self.norm(self.vector(x), self.affine.gamma, self.affine.beta)
         return normed

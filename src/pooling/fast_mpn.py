@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 
 from src.pooling.base import Pooling, check_int
-from src.pooling.covariance import Covariance, TriuVector, vector_length
+from src.pooling.covariance import Gram, SymmetricVector, centred, vector_length
 from src.pooling.newton_schulz import NewtonSchulz
 
 
@@ -30,10 +30,12 @@ class FastMPN(Pooling):
 
     def __init__(self, channels: int, iterations: int = 5) -> None:
         super().__init__(channels, vector_length(channels))
-        self.covariance = Covariance()
+        self.gram = Gram()
         self.root = NewtonSchulz(channels, check_int("iterations", iterations, 1, 10))
-        self.vector = TriuVector(channels)
+        self.vector = SymmetricVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance, its root, the upper triangle."""
-        return self.vector(self.root(self.covariance(x)))
+        a, _ = centred(x)
+        root, factor = self.root(self.gram(a))
+        return self.vector(root) * (factor * a.shape[-1] ** -0.5)

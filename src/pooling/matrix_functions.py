@@ -8,7 +8,7 @@ import mindspore as ms
 
 from src.pooling.adaptive_power import AdaptiveExponent
 from src.pooling.base import Pooling, check_choice, check_float
-from src.pooling.covariance import TriuVector, centred, vector_length
+from src.pooling.covariance import SymmetricVector, centred, vector_length
 from src.pooling.element_wise import Affine, SignedRootL2
 from src.pooling.spectral import CovarianceEigen, Power, ScaledLog, ShiftedLog, SpectralFunction
 
@@ -27,7 +27,7 @@ class SpectralPooling(Pooling):
         super().__init__(channels, vector_length(channels))
         self.eigen = CovarianceEigen(solver)
         self.function = function
-        self.vector = TriuVector(channels)
+        self.vector = SymmetricVector(channels)
         self.parameter = ms.Tensor([[parameter]], ms.float32)
 
     def exponent(self, lam: ms.Tensor) -> ms.Tensor:
@@ -37,7 +37,8 @@ class SpectralPooling(Pooling):
     def normalised(self, x: ms.Tensor) -> ms.Tensor:
         """V(f(C))."""
         lam, u = self.eigen(x)
-        return self.vector(self.function(centred(x), lam, u, self.exponent(lam)))
+        a, _ = centred(x)
+        return self.vector(self.function(a, lam, u, self.exponent(lam)))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance, matrix function, upper triangle."""

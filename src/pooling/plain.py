@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 
 from src.pooling.base import Pooling, positions
-from src.pooling.covariance import Covariance, TriuVector, vector_length
+from src.pooling.covariance import CovarianceVector, vector_length
 
 
 class GlobalAveragePooling(Pooling):
@@ -40,9 +40,8 @@ class CovariancePooling(Pooling):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, vector_length(channels))
-        self.covariance = Covariance()
-        self.vector = TriuVector(channels)
+        self.vector = CovarianceVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance, then its upper triangle."""
-        return self.vector(self.covariance(x))
+        return self.vector(x)

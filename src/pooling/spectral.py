@@ -49,8 +49,8 @@ class CovarianceEigen(Float32Cell):
     @ms.jit  # in PyNative mode a mixed precision level would cast the inputs of every operator
     def construct(self, x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
         """Decompose the covariance of each map."""
-        a = centred(x.astype(self.precision))
-        c = self.product_t(a, a)
+        a, _ = centred(x.astype(self.precision))
+        c = self.product_t(a, a) * (1.0 / a.shape[-1])
         if self.solver == "eigh":
             lam, u = self.eigh(c)
         else:
@@ -64,12 +64,12 @@ class CovarianceEigen(Float32Cell):
 
 
 class SpectralFunction(Float32Cell):
-    r"""f(A A^T) = U f(lambda) U^T for A A^T of known decomposition, `(N, d, M) -> (N, d, d)`.
+    r"""f(C) = U f(lambda) U^T, C = A A^T / M of known decomposition, `(N, d, M) -> (N, d, d)`.
 
     The derivative is that of the matrix function, not of the eigenvectors, so repeated eigenvalues are harmless
     (Daleckii and Krein): with a symmetric cotangent G
 
-        dC = U (K * (U^T G U)) U^T,  dA = 2 dC A,
+        dC = U (K * (U^T G U)) U^T,  dA = (2 / M) dC A,
         K_ij = (f(lambda_i) - f(lambda_j)) / (lambda_i - lambda_j), f'(lambda) where eigenvalues meet.
 
     Every function has one parameter p, `(N, 1)` or `(1, 1)`, which takes no gradient. Subclasses give f and f'.
@@ -107,16 +107,15 @@ class SpectralFunction(Float32Cell):
         return ops.select(near, 0.5 * (slope.expand_dims(-1) + slope.expand_dims(-2)), quotient)
 
     def construct(self, a: ms.Tensor, lam: ms.Tensor, u: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """f(A A^T); A serves the gradient only."""
+        """f(C); A serves the gradient only."""
         return self.product_t(u * self.function(lam, p).expand_dims(-2), u)
 
     def bprop(
         self, a: ms.Tensor, lam: ms.Tensor, u: ms.Tensor, p: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
     ) -> Tuple[ms.Tensor, ms.Tensor, ms.Tensor, ms.Tensor]:
-        """Gradient with respect to A (0.5 of the symmetric cotangent cancels the 2)."""
-        g = dout + dout.swapaxes(-1, -2)
-        inner = self.t_product(u, self.product(g, u)) * self.divided_differences(lam, p)
-        da = self.product(self.product_t(self.product(u, inner), u), a)
+        """Gradient with respect to A."""
+        inner = self.t_product(u, self.product(dout, u)) * self.divided_differences(lam, p)
+        da = self.product(self.product_t(self.product(u * (2.0 / a.shape[-1]), inner), u), a)
         return da, ops.zeros_like(lam), ops.zeros_like(u), ops.zeros_like(p)
 
 

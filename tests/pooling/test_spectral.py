@@ -35,7 +35,8 @@ class MatrixFunction(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         lam, u = self.eigen(x)
-        return self.function(centred(x), lam, u, self.p)
+        a, _ = centred(x)
+        return self.function(a, lam, u, self.p)
 
 
 def map_of_spectrum(lam: np.ndarray, positions: int, seed: int = 0) -> np.ndarray:
