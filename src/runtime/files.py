@@ -32,6 +32,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             left.unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder; nobody else may be writing there."""
+    for left in folder.glob(".*.tmp*"):
+        left.unlink()
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     with whole_file(path) as temporary:

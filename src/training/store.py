@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ from mindspore import nn
 
 from src.checkpoints import Checkpoint, read_checkpoint, save_checkpoint
 from src.errors import UserError
-from src.runtime.files import whole_file, write_json
+from src.runtime.files import remove_leftovers, whole_file, write_json
 
 logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+_NAME = re.compile(r"epoch_(\d{4,})(?:_step_(\d{8,}))?\.ckpt")
 
 
 class CheckpointStore:
@@ -37,6 +39,7 @@ class CheckpointStore:
         self.folder = folder
         self.keep_max = keep_max
         self._index_path = folder / "index.json"
+        self._tidy = False
         self._entries: list[dict[str, Any]] = []
         self._best: dict[str, Any] | None = None
         if self._index_path.is_file():
@@ -74,6 +77,7 @@ class CheckpointStore:
         within = "" if ranks is None else f"_step_{step:08d}"
         path = self.folder / f"epoch_{epoch:04d}{within}.ckpt"
         facts = {"epoch": epoch, "step": step, "metric": metric}
+        self._remove_leftovers()
         save_checkpoint(path, network, optimizer, {**about, **facts}, ranks)
         entry = {"file": path.name, **facts, "sha256": sha256(path)}
         kept = [*(e for e in self._entries if e["file"] != path.name), entry]
@@ -99,8 +103,11 @@ class CheckpointStore:
         facts = {"epoch": epoch, "step": step, "metric": metric}
         latest = self._entries[-1] if self._entries else None
         if latest is not None and (latest["epoch"], latest["step"]) == (epoch, step):
-            with whole_file(path) as temporary:
-                shutil.copyfile(self.folder / latest["file"], temporary)
+            try:
+                with whole_file(path) as temporary:
+                    shutil.copyfile(self.folder / latest["file"], temporary)
+            except OSError as error:
+                raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
         else:
             save_checkpoint(path, network, optimizer, {**about, **facts})
         self._best = {"file": BEST, **facts, "sha256": sha256(path)}
@@ -108,8 +115,11 @@ class CheckpointStore:
         return True
 
     def newest_valid(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a warning. None if there is none."""
-        for entry in reversed(self._entries):
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning. None if there is none.
+
+        The best one, which may be much older, comes last.
+        """
+        for entry in [*reversed(self._entries), *([self._best] if self._best else [])]:
             path = self.folder / entry["file"]
             try:
                 if path.is_file() and sha256(path) != entry["sha256"]:
@@ -119,9 +129,33 @@ class CheckpointStore:
                 logger.warning("%s; going back to the one before", error)
         return None
 
+    def _remove_leftovers(self) -> None:
+        """Remove, once, what a killed run left: files half written, and old ones that its index no longer names."""
+        if self._tidy or not self.folder.is_dir():
+            return
+        self._tidy = True
+        named = {entry["file"]: place for entry in self._entries if (place := _place(entry["file"]))}
+        try:
+            remove_leftovers(self.folder)
+            for path in list(self.folder.iterdir()) if named else ():
+                place = _place(path.name)
+                if place and path.name not in named and place < min(named.values()):
+                    path.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from error
+
     def _write_index(self) -> None:
         last = self._entries[-1]["file"] if self._entries else None
-        write_json(self._index_path, {"last": last, "best": self._best, "checkpoints": self._entries})
+        try:
+            write_json(self._index_path, {"last": last, "best": self._best, "checkpoints": self._entries})
+        except OSError as error:
+            raise UserError(f"cannot write {self._index_path}: {error.strerror or error}") from error
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    """Epochs and step in the name of a checkpoint of :meth:`CheckpointStore.save`; None for other names."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found else None
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,248 @@
+"""Full disks, read-only folders, kills while a checkpoint is written: the one before stays, the training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, Run
+from mindspore import nn
+
+from src.checkpoints import read_checkpoint
+from src.training.run_folder import RunFolder
+from src.training.store import CheckpointStore, sha256
+
+CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+
+
+def command(images: Path, folder: object, *arguments: str) -> list[str]:
+    return ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", f"--output_path={folder}", *arguments]
+
+
+def assert_whole(folder: Path) -> int:
+    """Everything that the index names is there and loads; step of the newest."""
+    index = json.loads((folder / "index.json").read_text())
+    for entry in [*index["checkpoints"], *([index["best"]] if index["best"] else [])]:
+        path = folder / entry["file"]
+        assert sha256(path) == entry["sha256"]
+        assert read_checkpoint(path).about["step"] == entry["step"]
+    for path in folder.glob("[!.]*.ckpt"):  # a real name is always a whole file, named by the index or not
+        read_checkpoint(path)
+    newest = CheckpointStore(folder, 5).newest_valid()
+    assert newest is not None and newest.path.name == index["last"]
+    return int(newest.about["step"])
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line on standard error, which is the only one of the project; MindSpore may say something before."""
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], done.stderr
+    assert "Traceback" not in done.stderr and "--debug" not in lines[-1]
+    return lines[-1]
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@ROOT_ONLY
+def test_a_full_disk_stops_the_training_which_goes_on_with_room(images: Path, run: Run, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=2m") as disk:
+        folder = disk / "run"
+        options = ("--save_checkpoint_steps=1", "--keep_checkpoint_max=9", "--epoch_size=1")
+        line = error_line(run(command(images, folder, *options), cwd=tmp_path, expect=1))
+        assert line.startswith(f"error: cannot write the checkpoint {folder}") and "No space left on device" in line
+        assert not list(folder.rglob("*.tmp*"))
+        step = assert_whole(folder / "checkpoints")
+        assert 1 <= step < 5
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        done = run(command(images, folder, *options, "--resume_ckpt=auto"), cwd=tmp_path)
+        assert f"after epoch 0 and {step} steps" in done.stdout
+        assert assert_whole(folder / "checkpoints") == 10
+        assert [r["step"] for r in RunFolder(folder).records("epoch")] == [10]
+
+
+@ROOT_ONLY
+def test_a_folder_that_becomes_read_only(images: Path, run: Run, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=16m") as disk:
+        folder = disk / "run"
+        run(command(images, folder, "--epoch_size=1"), cwd=tmp_path)
+        before = {p.name: p.read_bytes() for p in (folder / "checkpoints").iterdir()}
+        with mounted_read_only(folder / "checkpoints"):
+            line = error_line(run(command(images, folder, "--resume_ckpt=auto"), cwd=tmp_path, expect=1))
+            assert line.startswith("error: cannot write") and "Read-only file system" in line
+        assert {p.name: p.read_bytes() for p in (folder / "checkpoints").iterdir()} == before
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        line = error_line(run(command(images, folder, "--resume_ckpt=auto"), cwd=tmp_path, expect=1))
+        assert line == f"error: cannot write to output_path {folder}: Read-only file system"
+        line = error_line(run(command(images, disk / "other"), cwd=tmp_path, expect=1))
+        assert line == f"error: cannot write to output_path {disk / 'other'}: Read-only file system"
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        done = run(command(images, folder, "--resume_ckpt=auto"), cwd=tmp_path)
+        assert "after epoch 1" in done.stdout and assert_whole(folder / "checkpoints") == 20
+
+
+@contextmanager
+def mounted_read_only(folder: Path) -> Iterator[None]:
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+# Writes checkpoints of a small network until it is killed or fails; says each step that is saved.
+WRITER = """
+import resource, sys
+sys.path.insert(0, {root!r})
+from src.config.entry import run_entry_point
+from src.runtime.environment import prepare_environment
+prepare_environment()
+import mindspore as ms
+import numpy as np
+from pathlib import Path
+from mindspore import nn
+from src.training.optimizers import build_optimizer
+from src.training.store import CheckpointStore
+
+def main(config):
+    net = nn.Dense(300, 200)
+    optimizer = build_optimizer(list(net.trainable_params()), np.full(5, 0.1, np.float32))
+    store = CheckpointStore(Path({folder!r}), 2)
+    newest = store.newest_valid()
+    step = int(newest.about["step"]) if newest else 0
+    while step < {steps}:
+        step += 1
+        if step == {limited}:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        store.save(net, optimizer, step, step, step / 1000, {{}})
+        store.save_best(net, optimizer, step, step, step / 1000, {{}})
+        print(step, flush=True)
+
+sys.exit(run_entry_point(main, [{config!r}], ""))
+"""
+
+
+def writer(folder: Path, steps: int = 10**6, limited: int = 0) -> list[str]:
+    values = {"root": str(ROOT), "config": CONFIG, "folder": str(folder), "steps": steps, "limited": limited}
+    return [sys.executable, "-c", WRITER.format(**values)]
+
+
+def test_a_file_that_cannot_be_written_to_its_end(run: Run, tmp_path: Path) -> None:
+    """A limit of the size of files acts like a full disk, for any user."""
+    folder = tmp_path / "checkpoints"
+    done = run(writer(folder, limited=4), cwd=tmp_path, expect=1)
+    line = error_line(done)
+    assert line == f"error: cannot write the checkpoint {folder / 'epoch_0004.ckpt'}: [Errno 27] File too large"
+    assert assert_whole(folder) == 3
+    assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", "epoch_0002.ckpt", "epoch_0003.ckpt", "index.json"]
+    run(writer(folder, steps=5), cwd=tmp_path)
+    assert assert_whole(folder) == 5
+
+
+def test_kills_at_random_times_while_saving(run: Run, tmp_path: Path) -> None:
+    """The writer does nothing but save, so every kill falls into a save; nothing that it said to be saved is lost."""
+    folder, rng, saved = tmp_path / "checkpoints", random.Random(5), 0
+    while_writing = 0
+    for _ in range(8):
+        process = subprocess.Popen(writer(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(rng.randrange(1, 5)):
+            first = int(process.stdout.readline())
+            assert first > saved
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        said = [first, *(int(line) for line in process.communicate(timeout=60)[0].split("\n")[:-1])]
+        saved = assert_whole(folder)
+        assert saved in (said[-1], said[-1] + 1)
+        while_writing += bool(list(folder.glob(".*")))
+    assert while_writing, "no kill fell into the writing of a file"
+    run(writer(folder, steps=saved + 2), cwd=tmp_path)
+    names = [f"epoch_{step:04d}.ckpt" for step in (saved + 1, saved + 2)]
+    assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", *names, "index.json"]
+
+
+def test_a_training_killed_in_the_middle_of_a_write_goes_on(images: Path, run: Run, tmp_path: Path) -> None:
+    """The kill comes with the first half of the file of step 6 on the disk."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, signal\n"
+        "whole = pathlib.Path.chmod\n"
+        "def chmod(path, mode):\n"
+        "    if 'step_00000006' in path.name:\n"
+        "        os.truncate(path, path.stat().st_size // 2)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    whole(path, mode)\n"
+        "pathlib.Path.chmod = chmod\n"
+    )
+    options = ("--save_checkpoint_steps=3", "--epoch_size=1")
+    killed = ["env", f"PYTHONPATH={tmp_path}", *command(images, "run", *options)]
+    run(killed, cwd=tmp_path, expect=-signal.SIGKILL)
+    folder = tmp_path / "run" / "checkpoints"
+    (half,) = folder.glob(".*")
+    assert "step_00000006" in half.name and half.stat().st_size > 1000
+    assert assert_whole(folder) == 3
+    done = run(command(images, "run", *options, "--resume_ckpt=auto"), cwd=tmp_path)
+    assert "epoch_0000_step_00000003.ckpt after epoch 0 and 3 steps" in done.stdout
+    assert assert_whole(folder) == 10 and not list(folder.glob(".*"))
+
+
+def network() -> tuple[nn.Cell, nn.Optimizer]:
+    net = nn.Dense(3, 4)
+    return net, nn.Momentum(net.trainable_params(), ms.Tensor(0.1, ms.float32), 0.9)
+
+
+@pytest.mark.parametrize("keep_max", [1, 2, 5])
+def test_the_best_and_the_last_whole_checkpoint_stay(keep_max: int, tmp_path: Path) -> None:
+    """The newest is damaged after every third save; whatever is saved and dropped, auto never comes out empty."""
+    net, optimizer = network()
+    rng, step, best = np.random.default_rng(keep_max), 0, (0, -1.0)
+    for round_number in range(30):
+        store = CheckpointStore(tmp_path, keep_max)
+        newest = store.newest_valid()
+        assert (newest is None) == (round_number == 0)
+        if newest is not None:
+            assert newest.about["step"] == step or round_number % 3 == 0
+            step = int(newest.about["step"])
+        for _ in range(int(rng.integers(1, 4))):
+            step += 1
+            metric = float(rng.random())
+            store.save(net, optimizer, step, step, metric, {})
+            if store.save_best(net, optimizer, step, step, metric, {}):
+                best = (step, metric)
+        kept = read_checkpoint(tmp_path / "best.ckpt")
+        assert (kept.about["step"], kept.about["metric"]) == best and store.best_metric == best[1]
+        if round_number % 3 == 2:
+            path = tmp_path / f"epoch_{step:04d}.ckpt"
+            path.write_bytes(path.read_bytes()[:-40])
+    assert len(list(tmp_path.glob("epoch_*.ckpt"))) <= keep_max
+
+
+def test_the_best_is_resumed_from_where_nothing_else_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net, optimizer = network()
+    store = CheckpointStore(tmp_path, 2)
+    for step, metric in ((1, 0.5), (2, 0.9), (3, 0.4), (4, 0.3)):
+        store.save(net, optimizer, step, step, metric, {})
+        store.save_best(net, optimizer, step, step, metric, {})
+    for name in ("epoch_0003.ckpt", "epoch_0004.ckpt"):
+        (tmp_path / name).write_bytes(b"")
+    found = CheckpointStore(tmp_path, 2).newest_valid()
+    assert found is not None and found.about["step"] == 2 and len(caplog.records) == 2
