@@ -64,6 +64,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 @ROOT_ONLY
+@pytest.mark.slow
 def test_a_full_disk_stops_the_training_which_goes_on_with_room(images: Path, run: Run, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=2m") as disk:
         folder = disk / "run"
@@ -81,6 +82,7 @@ def test_a_full_disk_stops_the_training_which_goes_on_with_room(images: Path, ru
 
 
 @ROOT_ONLY
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only(images: Path, run: Run, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=16m") as disk:
         folder = disk / "run"
@@ -181,6 +183,7 @@ def test_kills_at_random_times_while_saving(run: Run, tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", *names, "index.json"]
 
 
+@pytest.mark.slow
 def test_a_training_killed_in_the_middle_of_a_write_goes_on(images: Path, run: Run, tmp_path: Path) -> None:
     """The kill comes with the first half of the file of step 6 on the disk."""
     (tmp_path / "sitecustomize.py").write_text(
