@@ -51,7 +51,7 @@ def run_entry_point(
 
 def open_session(config: Config) -> AbstractContextManager[World]:
     """Prepares the process environment and joins the configured world; call it before MindSpore is imported."""
-    prepare_environment()
+    prepare_environment(config.device_target)
     device_id = None if config.run_distribute else config.device_id
     return session(
         config.mode_name,

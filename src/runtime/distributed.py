@@ -115,13 +115,14 @@ def session(
         UserError: Where launcher and arguments contradict each other, or the device is not there.
     """
     check_launch(run_distribute, device_num)
-    if run_distribute and launched_ranks()[0] == "mpirun" and device_target == "CPU":
+    under_mpi = launched_ranks()[0] == "mpirun"  # asked before the variables of msrun are set as well
+    if run_distribute and under_mpi and device_target == "CPU":
         join_under_mpi(rank_timeout)
     set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
     if not run_distribute:
         yield World()
         return
-    world = _join(launched_ranks()[0] == "mpirun")
+    world = _join(under_mpi)
     yield world
     world.barrier()  # nobody leaves while another still needs the collectives
 
@@ -178,7 +179,7 @@ def _join(under_mpi: bool) -> World:
     )
 
     local_rank, local_size = _local(rank, size)
-    return World(rank, size, local_rank, local_size, _sum_by_mpi() if under_mpi else _sum_by_device())
+    return World(rank, size, local_rank, local_size, _sum_by_mpi() if under_mpi else _sum_by_device(rank, size))
 
 
 def _sum_by_mpi() -> Callable[[np.ndarray], np.ndarray]:
@@ -194,8 +195,13 @@ def _sum_by_mpi() -> Callable[[np.ndarray], np.ndarray]:
     return total
 
 
-def _sum_by_device() -> Callable[[np.ndarray], np.ndarray]:
-    """Sums by MindSpore's collective, where there is no MPI; Ascend's has no float64 and wants mpirun."""
+def _sum_by_device(rank: int, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Sums where there is no MPI, exact to float64 by collectives that know float32 alone.
+
+    MindSpore's all-reduce rounds float64 to float32 on CPU, and Ascend's has none. So every rank's values travel as
+    three float32 parts in places of their own, where they are added to zeros, and are put together and summed here.
+    """
+    import numpy as np
     from mindspore import Tensor, nn, ops
 
     class Reduce(nn.Cell):
@@ -207,7 +213,16 @@ def _sum_by_device() -> Callable[[np.ndarray], np.ndarray]:
             return self.all_reduce(x)
 
     reduce = Reduce()
-    return lambda values: reduce(Tensor(values.reshape(-1))).asnumpy().reshape(values.shape)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        rest = values.reshape(-1)
+        parts = np.zeros((size, 3, rest.size), np.float32)
+        for part in parts[rank]:
+            part[:] = rest
+            rest = rest - part
+        return reduce(Tensor(parts)).asnumpy().astype(np.float64).sum((0, 1)).reshape(values.shape)
+
+    return total
 
 
 @contextmanager

@@ -23,13 +23,19 @@ def mindspore_version() -> str:
     return importlib.metadata.version("mindspore")
 
 
-def prepare_environment() -> None:
+def prepare_environment(device_target: str = "CPU") -> None:
     """Set what MindSpore reads from the environment while it is imported. Call before the first import of it.
+
+    For a GPU its CUDA libraries are found and loaded, see ``cuda.py``.
 
     A variable that the user has set is left alone. MindSpore's own log is kept to errors: its warnings on a healthy
     run number in the dozens and hide ours.
     """
     os.environ.setdefault("GLOG_v", "3")
+    if device_target == "GPU":
+        from src.runtime.cuda import activate_gpu
+
+        activate_gpu()
     version = mindspore_version()
     release = tuple(int(part) for part in version.split(".")[:2])
     if release >= _FIRST_SLOW_ON_AVX512 and "ONEDNN_MAX_CPU_ISA" not in os.environ:

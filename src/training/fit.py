@@ -26,10 +26,12 @@ from src.runtime.distributed import World
 from src.runtime.signals import Interrupted, StopRequest
 from src.training.interruption import StepBoundary, agreed_signal
 from src.training.losses import LabelSmoothingCrossEntropy
+from src.training.mixed_precision import apply_amp_level
 from src.training.optimizers import build_optimizer
 from src.training.precision import loss_scale_manager, optimizer_loss_scale
 from src.training.progress import StepProgress, clock
 from src.training.ranks import average_statistics, check_ranks_agree
+from src.training.reduction import fuse_reductions
 from src.training.run_folder import RunFolder, logging_to, shows_bar
 from src.training.schedules import learning_rates
 from src.training.state import Position, TrainingState
@@ -120,11 +122,13 @@ class _Training:
         store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max)
         self.state = TrainingState(network, optimizer, store, world, self.steps, about)
         self.start = self._restore()
+        if world.size > 1:
+            fuse_reductions(list(network.trainable_params()))
         self.model = Model(
             network,
             loss_fn=LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0),
             optimizer=optimizer,
-            amp_level=config.amp_level,
+            amp_level=apply_amp_level(network, config.amp_level),
             loss_scale_manager=loss_scale_manager(
                 config.amp_level, config.loss_scale_mode, config.loss_scale, config.device_target
             ),

@@ -59,7 +59,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
         damaged = bytearray(content)
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="a.ckpt"):
+        with pytest.raises(UserError, match=r"a\.ckpt"):
             read_checkpoint(path)
 
 
@@ -69,7 +69,7 @@ def test_truncated_file(tmp_path: Path, part: float) -> None:
     save_checkpoint(path, network(), None, {})
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(UserError, match="a.ckpt"):
+    with pytest.raises(UserError, match=r"a\.ckpt"):
         read_checkpoint(path)
 
 
