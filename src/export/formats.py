@@ -44,12 +44,13 @@ FORMATS = {
 }
 
 
-def open_exported(path: Path, device_target: str = "CPU") -> ExportedModel:
+def open_exported(path: str | Path, device_target: str = "CPU") -> ExportedModel:
     """Open an exported file of any format, recognised by its ending.
 
     Raises:
         UserError: If the file is missing or damaged, or its ending is of no known format.
     """
+    path = Path(path)
     for entry in FORMATS.values():
         if path.suffix == entry.ending:
             return entry.load(path, device_target)

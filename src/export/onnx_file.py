@@ -18,15 +18,15 @@ from src.export.mindir_graph import read_graph
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 
-# Images of the traced batch: any number but 1, which broadcasts.
-_TRACED = 2
+# Images of the traced batch: what MindSpore computes in advance for each image of the batch then serves any number.
+_TRACED = 1
 
 
 def write_onnx(network: nn.Cell, path: Path, shape: tuple[int, int, int], about: Mapping[str, Any]) -> None:
     """Write the evaluation graph of a network as ONNX: ``images`` (n, *shape) of any n -> ``logits`` (n, K).
 
-    MindSpore's own MindIR is translated operator by operator. It is traced with a fixed batch, so that every other
-    size is a constant; networks and poolings here leave the batch open in what they compute (reshape to -1).
+    MindSpore's own MindIR is translated operator by operator. It is traced with one image, so that every other size
+    is a constant; networks and poolings here leave the batch open in what they compute (reshape to -1).
 
     Args:
         network: The network, batch normalisations folded.

@@ -26,6 +26,7 @@ _PLAIN = {
     "Less": "Less",
     "LessEqual": "LessOrEqual",
     "Log": "Log",
+    "MatMulExt": "MatMul",
     "Maximum": "Max",
     "Minimum": "Min",
     "Mul": "Mul",

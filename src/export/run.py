@@ -47,7 +47,7 @@ class Exported:
 
 
 def export_network(
-    network: nn.Cell, path: Path, file_format: str, images: np.ndarray, about: Mapping[str, Any]
+    network: nn.Cell, path: str | Path, file_format: str, images: np.ndarray, about: Mapping[str, Any]
 ) -> Exported:
     """Fold the batch normalisations, write the graph, load the file and compare it with the network.
 
@@ -65,6 +65,7 @@ def export_network(
     """
     chosen = FORMATS[file_format]
     _, channels, height, width = images.shape
+    path = Path(path)
     path = path if path.suffix == chosen.ending else path.with_name(path.name + chosen.ending)
     features, expected = _features_and_logits(network, images)
     if not np.isfinite(expected).all():
@@ -115,7 +116,7 @@ def export_checkpoint(config: Config) -> tuple[Exported, str]:
     }
     source = _source(config)
     images = np.concatenate(list(transformed(source, transform, sum(BATCHES))))
-    return export_network(network, Path(config.file_name), config.file_format, images, about), source.name
+    return export_network(network, config.file_name, config.file_format, images, about), source.name
 
 
 def image_transform(config: Config, about: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:

@@ -179,8 +179,8 @@ class FrozenBatch(Tiny):
     """Takes the number of images as a constant of the graph."""
 
     def forward_head(self, x: ms.Tensor, pre_logits: bool = False) -> ms.Tensor:
-        x = x.reshape(x.shape[0], -1, 12 * 16)
-        return self.fc(self.pooling(x.reshape(x.shape[0], 6, 12, 16)))
+        x = self.relu(x.reshape(x.shape[0] * 6, 12 * 16))
+        return self.fc(self.pooling(x.reshape(-1, 6, 12, 16)))
 
 
 def test_a_frozen_batch_is_found_out(images, tmp_path):

@@ -144,7 +144,12 @@ def shapes(x):
     return x.expand_dims(1).squeeze(1).reshape(-1, 3, 24, 32)
 
 
-@pytest.mark.parametrize("function", [quotient, logarithm, choices, power, shapes])
+def products(x):
+    rows = ops.matmul(x.reshape(-1, 24 * 32), ops.full((24 * 32, 1), 1 / 768, dtype=x.dtype)).reshape(-1, 3, 1, 1)
+    return ops.ones_like(rows) * 0.5 + rows - x
+
+
+@pytest.mark.parametrize("function", [quotient, logarithm, choices, power, shapes, products])
 def test_operators_mean_the_same_in_onnx(function, images, tmp_path):
     network = Function(function).set_train(False)
     write_onnx(network, tmp_path / "net.onnx", (3, 24, 32), {})

@@ -1,0 +1,116 @@
+"""The networks of this project in PyTorch, with the same weights: what the benchmarks compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+_LAYERS = {
+    "resnet10": (1, (1, 1, 1, 1)),
+    "resnet18": (1, (2, 2, 2, 2)),
+    "resnet34": (1, (3, 4, 6, 3)),
+    "resnet50": (4, (3, 4, 6, 3)),
+    "resnet101": (4, (3, 4, 23, 3)),
+}
+_BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+
+
+class Block(nn.Module):
+    """A residual block: two 3x3 convolutions (expansion 1), or 1x1, 3x3, 1x1 (expansion 4)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        out_channels = channels * expansion
+        self.deep = expansion > 1
+        first = (1, 1, 0) if self.deep else (3, stride, 1)
+        self.conv1 = nn.Conv2d(in_channels, channels, *first, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride if self.deep else 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        if self.deep:
+            self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, channels * expansion, H / stride, W / stride)."""
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.deep:
+            y = self.bn3(self.conv3(self.relu(y)))
+        return self.relu(y + self.downsample(x))
+
+
+class Network(nn.Module):
+    """A ResNet with the poolings 'gap', 'gcp', 'dropcov' (in evaluation) and 'fast_mpn' (5 iterations)."""
+
+    def __init__(self, name: str, pooling: str, reduction_dim: int = 128, num_classes: int = 1000) -> None:
+        super().__init__()
+        if pooling not in ("gap", "gcp", "dropcov", "fast_mpn"):
+            raise ValueError(f"no PyTorch counterpart of pooling {pooling!r} here")
+        expansion, layers = _LAYERS[name]
+        self.pooling_name, covariance = pooling, pooling != "gap"
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        channels = 64
+        for stage, (blocks, stride) in enumerate(zip(layers, (1, 2, 2, 1 if covariance else 2))):
+            width, cells = 64 * 2**stage, []
+            for index in range(blocks):
+                cells.append(Block(channels, width, stride if index == 0 else 1, expansion))
+                channels = width * expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*cells))
+        features = channels
+        if covariance:
+            self.layer_reduce = nn.Conv2d(channels, reduction_dim, 1, bias=False)
+            self.layer_reduce_bn = nn.BatchNorm2d(reduction_dim)
+            self.register_buffer("eye", torch.eye(reduction_dim), persistent=False)
+            upper = torch.triu_indices(reduction_dim, reduction_dim)
+            self.register_buffer("index", upper[0] * reduction_dim + upper[1], persistent=False)
+            features = reduction_dim * (reduction_dim + 1) // 2
+        self.fc = nn.Linear(features, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, num_classes)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.pooling_name == "gap":
+            return self.fc(x.mean((2, 3)))
+        x = self.relu(self.layer_reduce_bn(self.layer_reduce(x))).flatten(2)
+        x = (x - x.mean(-1, keepdim=True)) * x.shape[-1] ** -0.5
+        c = torch.bmm(x, x.transpose(1, 2))
+        if self.pooling_name == "fast_mpn":
+            c = self.newton_schulz(c)
+        return self.fc(c.flatten(1).index_select(1, self.index))
+
+    def newton_schulz(self, c: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+        """The approximate square root of (N, d, d)."""
+        trace = (c * self.eye).sum((1, 2), keepdim=True)
+        a = c / trace
+        z = 0.5 * (3 * self.eye - a)
+        y = torch.bmm(a, z)
+        for _ in range(iterations - 2):
+            t = 0.5 * (3 * self.eye - torch.bmm(z, y))
+            y, z = torch.bmm(y, t), torch.bmm(t, z)
+        return 0.5 * torch.bmm(y, 3 * self.eye - torch.bmm(z, y)) * trace.sqrt()
+
+
+def load_weights(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
+    """Give a network the weights of its MindSpore twin, by MindSpore's parameter names; strict."""
+    state = {}
+    for name, value in weights.items():
+        head, _, tail = name.rpartition(".")
+        if not name.startswith("pooling."):
+            state[f"{head}.{_BATCH_NORM.get(tail, tail)}"] = torch.from_numpy(np.array(value))
+    known = network.state_dict()
+    state.update({k: v for k, v in known.items() if k.endswith("num_batches_tracked")})
+    network.load_state_dict(state)
+    return network
