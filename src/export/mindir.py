@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import nn
 
 from src.errors import UserError
+from src.export.seal import check_seal, seal
 
 # Above it MindSpore writes a folder of several files in place of one.
 LARGEST = 2**30
@@ -34,6 +35,7 @@ def write_mindir(network: nn.Cell, path: Path, shape: tuple[int, int, int], abou
         model.user_info.add(key="about", value=json.dumps(dict(about)))
 
     write_graph(network, ms.Tensor(shape=[None, *shape], dtype=ms.float32), path, custom_func=add_about)
+    seal(path)
 
 
 def write_graph(network: nn.Cell, images: ms.Tensor, path: Path, **options: Any) -> None:
@@ -67,8 +69,7 @@ class MindIRModel:
     """
 
     def __init__(self, path: Path, device_target: str = "CPU") -> None:
-        if not path.is_file():
-            raise UserError(f"no exported file at {path}")
+        check_seal(path)
         try:
             graph = ms.load(str(path))
             information = {entry.key: entry.value for entry in ms.load_mindir(str(path)).user_info}

@@ -15,6 +15,7 @@ from mindspore import nn
 from src.errors import UserError
 from src.export.mindir import first_line, write_graph
 from src.export.mindir_graph import read_graph
+from src.export.seal import check_seal, seal
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 
@@ -56,6 +57,7 @@ def write_onnx(network: nn.Cell, path: Path, shape: tuple[int, int, int], about:
     onnx.checker.check_model(model, full_check=True)
     try:
         path.write_bytes(model.SerializeToString())
+        seal(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -77,8 +79,7 @@ class OnnxModel:
     def __init__(self, path: Path, device_target: str = "CPU") -> None:
         import onnxruntime
 
-        if not path.is_file():
-            raise UserError(f"no exported file at {path}")
+        check_seal(path)
         provider, available = PROVIDERS[device_target], onnxruntime.get_available_providers()
         if provider not in available:
             raise UserError(f"this ONNX Runtime has no {provider} for {device_target}; it has {', '.join(available)}")

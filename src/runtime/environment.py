@@ -32,6 +32,8 @@ def prepare_environment(device_target: str = "CPU") -> None:
     run number in the dozens and hide ours.
     """
     os.environ.setdefault("GLOG_v", "3")
+    # MindSpore's generated code needs it, and asks for it too late where another package loaded protobuf before.
+    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     if device_target == "GPU":
         from src.runtime.cuda import activate_gpu
 

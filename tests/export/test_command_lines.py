@@ -64,7 +64,7 @@ def test_errors_are_one_line(checkpoint, root, clean_env, tmp_path, image_files)
     (tmp_path / "net.onnx").write_bytes(b"nothing of the kind")
     damaged = start(root, clean_env, "scripts/predict.py", "--file", f"{tmp_path}/net.onnx", "--images", str(SAMPLE))
     assert damaged.returncode == 1
-    assert re.fullmatch(r"error: .*net\.onnx is damaged or not an ONNX file.*\n", damaged.stderr)
+    assert re.fullmatch(r"error: .*net\.onnx is damaged or not a file of export\.py.*\n", damaged.stderr)
     config = f"--config_path={root / 'config/quickstart.yaml'}"
     refused = start(
         root,

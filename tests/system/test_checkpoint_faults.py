@@ -16,8 +16,8 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, Run
 from mindspore import nn
+from road_commands import ROOT, SMALL, Run
 
 from src.checkpoints import read_checkpoint
 from src.training.run_folder import RunFolder

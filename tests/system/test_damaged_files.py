@@ -17,8 +17,8 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import ROOT, Run, make_folder
 from mindspore import nn
+from road_commands import ROOT, Run, make_folder
 
 from src.checkpoints import save_checkpoint
 from src.config.entry import run_entry_point

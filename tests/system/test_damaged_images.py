@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MPIRUN, ROOT, SMALL, Run, make_folder
+from road_commands import MPIRUN, ROOT, SMALL, Run, make_folder
 
 from src.training.run_folder import RunFolder
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import MPIRUN, ROOT, SMALL, Run
+from road_commands import MPIRUN, ROOT, SMALL, Run
 
 from src.checkpoints import Checkpoint, read_checkpoint
 from src.training.run_folder import RunFolder

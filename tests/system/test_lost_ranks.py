@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import MPIRUN, ROOT, SMALL, Run
+from road_commands import MPIRUN, ROOT, SMALL, Run
 
 from src.training.run_folder import RunFolder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import MPIRUN, ROOT, SMALL, Run, make_folder
+from road_commands import MPIRUN, ROOT, SMALL, Run, make_folder
 
 from src.training.run_folder import RunFolder
 

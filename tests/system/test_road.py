@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, Run
 from PIL import Image
+from road_commands import ROOT, SMALL, Run
 
 from src.checkpoints import read_checkpoint
 from src.config import load_config

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, SMALL
+from road_commands import ROOT, SMALL
 
 from src.training.run_folder import RunFolder
 
