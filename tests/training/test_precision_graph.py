@@ -174,7 +174,7 @@ def test_convolutions_of_a_network_follow_the_level(level: str) -> None:
         assert all("FLOAT" in o.inputs and "FLOAT16" not in o.inputs for o in normalisations)
 
 
-def test_o1_keeps_parameters_and_their_names() -> None:
+def test_o1_keeps_parameters_and_their_names(mode: str) -> None:
     arguments = {"reduction_dim": 4, "num_classes": 5, "stem": "small", "base_width": 2}
     full, half = (create_model("resnet10", "dropcov", **arguments) for _ in range(2))
     ms.load_param_into_net(half, full.parameters_dict())
