@@ -5,9 +5,8 @@ gradient of a symmetric matrix is taken symmetric, (G + G^T) / 2 for G, which is
 symmetric: the adjoint of V, its symmetrisation, the gradient of A A^T and the adjoint of the centring then are one
 gather and one product.
 
-Formulation, measured on CPU: means and outer products as matrix products (several times faster than reductions and
-broadcasts over an inner axis), products with `transpose_b` in place of transposed copies, gathers in both directions of
-V in place of a scatter.
+Formulation, measured on CPU: sums and broadcasts over positions as matrix products, products with `transpose_b` in
+place of transposed copies, gathers in both directions of V in place of a scatter.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from src.pooling.base import Float32Cell
+from src.pooling.base import Float32Cell, repeat_columns, row_sums
 
 
 def vector_length(channels: int) -> int:
@@ -42,8 +41,8 @@ def centred(x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
     """
     _, c, h, w = x.shape
     flat = x.reshape(-1, h * w)
-    mean = ops.matmul(flat, ops.full((h * w, 1), 1.0 / (h * w), dtype=x.dtype))
-    shift = ops.matmul(ops.stop_gradient(mean), ops.ones((1, h * w), x.dtype))
+    mean = row_sums(flat, 1.0 / (h * w))
+    shift = repeat_columns(ops.stop_gradient(mean), h * w)
     return (flat - shift).reshape(-1, c, h * w), mean.reshape(-1, c)
 
 

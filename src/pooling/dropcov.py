@@ -13,8 +13,8 @@ from src.pooling.base import Float32Cell, Pooling, check_bool, check_choice, che
 from src.pooling.counter_random import CounterUniform
 from src.pooling.covariance import Gram, ScaledVector, SymmetricVector, centred, vector_length
 
-# Below this product of norms the cosine of the importance vectors counts as 0.
-_COSINE_EPS = 1e-12
+# Below this squared norm a vector counts as zero and its cosine with another one as 0.
+_SMALLEST_SQUARE = 1e-30
 
 
 class ChannelConv(Float32Cell):
@@ -50,13 +50,13 @@ class AdaptiveRate(Float32Cell):
         super().__init__()
         self.factor = decay / math.log2(channels)
         self.max_rate = max_rate
+        self.unit = ops.L2Normalize(-1, _SMALLEST_SQUARE)
 
     def construct(self, omega: ms.Tensor, pi: ms.Tensor) -> ms.Tensor:
-        """`(N, d), (N, d) -> ()`."""
-        dot = (omega * pi).sum(-1)
-        norms = ops.sqrt((omega * omega).sum(-1) * (pi * pi).sum(-1))
-        cosine = dot / ops.maximum(norms, _COSINE_EPS)
-        rho = 1.0 - self.factor * cosine.mean()
+        """`(N, d), (N, d) -> (1, 1)`."""
+        n, d = omega.shape
+        cosines = ops.matmul(self.unit(omega).reshape(1, n * d), self.unit(pi).reshape(n * d, 1))  # their sum
+        rho = 1.0 - (self.factor / n) * cosines
         return ops.stop_gradient(ops.minimum(ops.maximum(rho, 0.0), self.max_rate))
 
 

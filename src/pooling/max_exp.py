@@ -8,7 +8,7 @@ from mindspore import ops
 
 from src.pooling.base import Pooling, check_float, check_int
 from src.pooling.covariance import Gram, SymmetricVector, centred, vector_length
-from src.pooling.newton_schulz import Trace
+from src.pooling.newton_schulz import Trace, repeat_identity
 
 
 class MaxExp(Pooling):
@@ -48,7 +48,7 @@ class MaxExp(Pooling):
         a, _ = centred(x)
         c = self.gram(a)
         trace, _ = self.trace(c)
-        identity = ops.matmul(ops.ones_like(trace), self.identity).reshape(-1, d, d)
+        identity = repeat_identity(trace, self.identity, d)
         base = (c.reshape(-1, d * d) * (-1.0 / (trace + self.eps * a.shape[-1]))).reshape(-1, d, d)
         next_factor = base + identity
         e = base

@@ -35,6 +35,16 @@ class Trace(Float32Cell):
         return ops.masked_fill(trace, zero, 1.0), zero
 
 
+def repeat_identity(trace: ms.Tensor, identity: ms.Tensor, channels: int) -> ms.Tensor:
+    """One multiple of the identity a sample, `(N, 1), (1, d*d) -> (N, d, d)`.
+
+    Sums of equal shapes are several times faster on CPU than broadcasts over the batch. The batch size comes from the
+    traces (not 0), so that it stays open in an exported graph.
+    """
+    ones = ops.stop_gradient(trace / trace)
+    return ops.matmul(ones, identity).reshape(-1, channels, channels)
+
+
 class NewtonSchulz(Float32Cell):
     r"""`(N, d, d) -> (N, d, d)`, `(N, 1)`: an approximate square root of each covariance C, as a matrix and a factor.
 
@@ -68,8 +78,7 @@ class NewtonSchulz(Float32Cell):
         """Matrix and factor, whose product is the root of each matrix of a batch."""
         d = self.channels
         trace, zero = self.trace(c)
-        # One identity a sample, as a product: sums of equal shapes are several times faster than broadcasts.
-        identity = ops.matmul(ops.ones_like(trace), self.identity).reshape(-1, d, d)
+        identity = repeat_identity(trace, self.identity, d)
         y = (c.reshape(-1, d * d) * (-0.5 / trace)).reshape(-1, d, d)
         t = identity + y
         y = self.product(y, t)
