@@ -160,7 +160,9 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
 
     try:
         ms.set_context(mode=ms.GRAPH_MODE if mode == "GRAPH" else ms.PYNATIVE_MODE)
-        ms.set_device(device_target, device_id if device_target != "CPU" else 0)
+        # Once something has been computed MindSpore refuses this call, even for the device that it computed on.
+        if device_target != "CPU" or ms.get_context("device_target") != "CPU":
+            ms.set_device(device_target, device_id if device_target != "CPU" else 0)
         ms.dataset.config.set_prefetch_size(_PREFETCH)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -122,7 +122,7 @@ class _Training:
         store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max)
         self.state = TrainingState(network, optimizer, store, world, self.steps, about)
         self.start = self._restore()
-        if world.size > 1:
+        if world.size > 1 and config.device_target != "CPU":  # on CPU nothing overlaps: fewer, larger ones were slower
             fuse_reductions(list(network.trainable_params()))
         self.model = Model(
             network,
