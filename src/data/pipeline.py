@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -234,7 +234,9 @@ def _apply(dataset: Any, stages: Sequence[Stage], workers: int) -> Any:
     for python, group in itertools.groupby(stages, key=lambda stage: stage[0] != "operator"):
         members = list(group)
         columns = ["image", "draws"] if any(kind == "draws" for kind, _ in members) else ["image"]
-        operations = [partial(_run, members)] if python else [operator for _, operator in members]
+        operations: list[Callable[..., Any]] = [operator for _, operator in members]
+        if python:
+            operations = [partial(_run, members)]
         dataset = dataset.map(
             operations, columns, ["image"], num_parallel_workers=workers, python_multiprocessing=False
         )
