@@ -82,14 +82,14 @@ def save_checkpoint(
         raise UserError(f"cannot write the checkpoint {path}: {_first_line(error)}") from error
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint file and check it against its checksum.
+def read_checkpoint(path: str | Path, checksum_required: bool = False) -> Checkpoint:
+    """Read a checkpoint file and check it against its checksum, which every file of this project has.
 
     Raises:
         UserError: If the file is missing, damaged, or not a checkpoint.
     """
     path = Path(path)
-    entries = read_entries(path)
+    entries = read_entries(path, checksum_required)
     try:
         about = {n[len(_ABOUT) :]: json.loads(str(entries.pop(n))) for n in list(entries) if n.startswith(_ABOUT)}
     except ValueError as error:

@@ -30,11 +30,12 @@ _OF_TRAINING = ("optimizer.", "ranks.")
 _PERMISSIONS = 0o644
 
 
-def read_entries(path: Path) -> dict[str, Any]:
+def read_entries(path: Path, checksum_required: bool = False) -> dict[str, Any]:
     """Read everything in a MindSpore checkpoint; its checksum, where it has one, is compared.
 
     Args:
         path: A `.ckpt` file.
+        checksum_required: Whether a file without checksum counts as damaged.
 
     Returns:
         Name -> parameter, or text where a text was stored.
@@ -48,6 +49,8 @@ def read_entries(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     tail = len(_CRC_MARK) + _CRC_BYTES
     checked = content[-tail:-_CRC_BYTES] == _CRC_MARK
+    if checksum_required and not checked:
+        raise UserError(f"{path}: damaged, its checksum is missing")
     if checked and binascii.crc32(content[:-tail]) != int.from_bytes(content[-_CRC_BYTES:], "big"):
         raise UserError(f"{path}: damaged, its checksum is wrong")
     try:

@@ -96,7 +96,7 @@ def export_network(
 def export_checkpoint(config: Config) -> tuple[Exported, str]:
     """Export ``checkpoint_file_path`` and compare the file with the network on real images.
 
-    The images are those of ``data_path``, or the sample in this repository where no data set is configured.
+    The images are those of ``data_path``, or the sample in this repository where that is not at hand.
 
     Returns:
         What came out, and the name of the images' source.
@@ -165,7 +165,7 @@ def transformed(source: Source, transform: dict[str, Any], batch_size: int) -> I
 
 
 def _source(config: Config) -> Source:
-    if config.data_path:
+    if config.data_path and Path(config.data_path).is_dir():
         source = open_source(config.dataset, config.data_path, "val")
     elif SAMPLE.is_dir():
         source = open_source("image_folder", SAMPLE, "val")
