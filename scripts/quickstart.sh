@@ -30,7 +30,8 @@ for class in bag coat sneaker trouser; do
 done
 python scripts/predict.py --file "$output/net.mindir" --images "${images[@]}" --top 3
 
-accuracy=$(python -c 'import json, sys; print(f"{json.load(open(sys.argv[1]))["top_1_accuracy"]:.1%}")' "$output/result.json")
+accuracy=$(python -c 'import json, sys; print(format(json.load(open(sys.argv[1]))["top_1_accuracy"], ".1%"))' \
+    "$output/result.json")
 cat <<END
 
 Top-1 accuracy $accuracy on 500 images that were not trained on (chance: 10 %).
