@@ -11,7 +11,8 @@ from pathlib import Path
 
 from src.errors import UserError
 
-# Field 1000, of 64 bytes: the SHA-256 of all before it, in hexadecimal digits.
+# Field 1000, of 64 bytes: the SHA-256 of the name's ending and all before it, in hexadecimal digits; with the ending a
+# file of one format is not taken for one of the other.
 _FIELD = bytes([0xC2, 0x3E, 64])
 _LENGTH = len(_FIELD) + 64
 
@@ -19,9 +20,8 @@ _LENGTH = len(_FIELD) + 64
 def seal(path: Path) -> None:
     """Append the checksum to a file."""
     path.chmod(0o600)  # MindSpore leaves its files read-only
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("ab") as file:
-        file.write(_FIELD + digest.encode("ascii"))
+        file.write(_field(path, path.read_bytes()))
 
 
 def check_seal(path: Path) -> None:
@@ -37,5 +37,9 @@ def check_seal(path: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     body, field = content[:-_LENGTH], content[-_LENGTH:]
-    if field != _FIELD + hashlib.sha256(body).hexdigest().encode("ascii"):
+    if field != _field(path, body):
         raise UserError(f"{path} is damaged or not a file of export.py: its checksum is missing or wrong")
+
+
+def _field(path: Path, body: bytes) -> bytes:
+    return _FIELD + hashlib.sha256(path.suffix.encode("ascii", "replace") + body).hexdigest().encode("ascii")
