@@ -118,9 +118,9 @@ class DropCov(Pooling):
         self.gate = check_choice("gate", gate, ("softmax", "sigmoid"))
         self.adaptive_rate = AdaptiveRate(channels, check_float("decay", decay, 0.0, low_open=True), max_rate)
         self.dropout = CounterUniform(check_int("seed", seed, 0))
-        self.gram = Gram()
+        self.gram = Gram(doubled=True)
         self.product = ops.BatchMatMul()
-        self.vector = SymmetricVector(channels)
+        self.vector = SymmetricVector(channels, doubled=True)
         self.scaled_vector = ScaledVector(channels)
 
     def importance(self, mean: ms.Tensor) -> ms.Tensor:

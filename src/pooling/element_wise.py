@@ -22,9 +22,9 @@ class SignedRootL2(Float32Cell):
 
     def construct(self, v: ms.Tensor) -> ms.Tensor:
         """Signed root, then unit length: the squared norm of the root is the sum of |v|."""
-        positive, negative = ops.relu(v), ops.relu(-v)
-        root = ops.sqrt(positive) - ops.sqrt(negative)  # `sign` is slow on CPU
-        return root * repeat_columns(1.0 / ops.sqrt(self.total(positive + negative)), v.shape[-1])
+        size = ops.abs(v)
+        root = v / ops.sqrt(ops.maximum(size, _SMALLEST))  # `sign` is slow on CPU
+        return root * repeat_columns(1.0 / ops.sqrt(self.total(size)), v.shape[-1])
 
     def bprop(self, v: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """With y = ssqrt(v), n = ||y||, z = y / n: dy = (dz - z <z, dz>) / n and dv = dy / (2 |y|)."""

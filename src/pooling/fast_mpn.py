@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mindspore as ms
 
-from src.pooling.base import Pooling, check_int
+from src.pooling.base import Pooling, check_int, repeat_columns
 from src.pooling.covariance import Gram, SymmetricVector, centred, vector_length
 from src.pooling.newton_schulz import NewtonSchulz
 
@@ -38,4 +38,4 @@ class FastMPN(Pooling):
         """Covariance, its root, the upper triangle."""
         a, _ = centred(x)
         root, factor = self.root(self.gram(a))
-        return self.vector(root) * (factor * a.shape[-1] ** -0.5)
+        return self.vector(root) * repeat_columns(factor * a.shape[-1] ** -0.5, self.out_features)

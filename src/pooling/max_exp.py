@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from src.pooling.base import Pooling, check_float, check_int
+from src.pooling.base import Pooling, check_float, check_int, repeat_columns
 from src.pooling.covariance import Gram, SymmetricVector, centred, vector_length
 from src.pooling.newton_schulz import Trace, repeat_identity
 
@@ -49,7 +49,7 @@ class MaxExp(Pooling):
         c = self.gram(a)
         trace, _ = self.trace(c)
         identity = repeat_identity(trace, self.identity, d)
-        base = (c.reshape(-1, d * d) * (-1.0 / (trace + self.eps * a.shape[-1]))).reshape(-1, d, d)
+        base = c * repeat_columns(-1.0 / (trace + self.eps * a.shape[-1]), d * d).reshape(-1, d, d)
         next_factor = base + identity
         e = base
         for bit in self.bits:

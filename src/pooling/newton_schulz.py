@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from src.pooling.base import Float32Cell
+from src.pooling.base import Float32Cell, repeat_columns
 
 # Traces below this count as a zero covariance: the root is zero and so is its gradient. Its square root times its
 # inverse stays far inside float32.
@@ -79,7 +79,7 @@ class NewtonSchulz(Float32Cell):
         d = self.channels
         trace, zero = self.trace(c)
         identity = repeat_identity(trace, self.identity, d)
-        y = (c.reshape(-1, d * d) * (-0.5 / trace)).reshape(-1, d, d)
+        y = c * repeat_columns(-0.5 / trace, d * d).reshape(-1, d, d)
         t = identity + y
         y = self.product(y, t)
         if self.iterations > 1:

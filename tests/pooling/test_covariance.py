@@ -44,6 +44,7 @@ def test_adjoint_of_v(d: int, mode: str) -> None:
     upper[:, rows, cols] = g
     found = gradient(SymmetricVector(d), symmetric(d), g)
     np.testing.assert_allclose(found, (upper + upper.transpose(0, 2, 1)) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(gradient(SymmetricVector(d, doubled=True), symmetric(d), g), 2 * found)
     e = symmetric(d, 1)  # <G, dC> for a symmetric change dC
     assert (found * e).sum() == pytest.approx((g * reference.triu(e)).sum(), rel=1e-4)
 
@@ -61,6 +62,7 @@ def test_covariance(shape: tuple, mode: str) -> None:
 def test_gram_gradient_of_symmetric_cotangents(mode: str) -> None:
     a, g = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32), symmetric(3)
     assert relative_error(gradient(Gram(), a, g), 2 * g @ a) < 1e-6
+    assert relative_error(gradient(Gram(doubled=True), a, g), g @ a) < 1e-6
 
 
 class Scaled(nn.Cell):
@@ -69,7 +71,7 @@ class Scaled(nn.Cell):
     def __init__(self, s: np.ndarray) -> None:
         super().__init__()
         self.s = ms.Parameter(ms.Tensor(s.astype(np.float32)), name="s")
-        self.gram = Gram()
+        self.gram = Gram(doubled=True)
         self.vector = ScaledVector(s.shape[1])
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
