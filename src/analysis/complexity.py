@@ -72,8 +72,8 @@ def measure(network: nn.Cell, image_shape: Sequence[int]) -> Complexity:
     """Compile a network for one image in evaluation mode, without running it, and count in its graph.
 
     A convolution counts output elements times weights per output channel, a product of matrices the elements of the
-    result times the summed length. Element-wise operations, normalisation and pooling windows are not counted, as
-    usual.
+    result times the summed length. Element-wise operations, sums (also those that the poolings write as a product with
+    a constant vector), normalisation and pooling windows are not counted, as usual.
 
     Args:
         network: Any network of `create_model`; its mode is left as it was.
@@ -87,10 +87,10 @@ def measure(network: nn.Cell, image_shape: Sequence[int]) -> Complexity:
     """
     parts: Counter[str] = Counter()
     decompositions = set()
-    for operator, scope, shapes, output in _operations(_graph(network, image_shape)):
+    for operator, scope, shapes, constants, output in _operations(_graph(network, image_shape)):
         if operator in _CONVOLUTIONS:
             parts[_part(scope)] += math.prod(output) * math.prod(shapes[1][1:])
-        elif operator in _PRODUCTS:
+        elif operator in _PRODUCTS and not _is_sum(constants):
             parts[_part(scope)] += math.prod(output) * _summed_length(shapes[0], shapes[1], output)
         elif operator in _DECOMPOSITIONS:
             decompositions.add(operator)
@@ -182,15 +182,24 @@ def _graph(network: nn.Cell, image_shape: Sequence[int]) -> ModelProto:
     return model
 
 
-def _operations(model: ModelProto) -> Iterator[tuple[str, str, list[tuple[int, ...]], tuple[int, ...]]]:
-    """Operator, scope, shapes of the inputs and of the result, for every operation of the graph."""
+_Operation = tuple[str, str, list[tuple[int, ...]], list[tuple[int, ...]], tuple[int, ...]]
+
+
+def _operations(model: ModelProto) -> Iterator[_Operation]:
+    """Operator, scope, shapes of the inputs, of the constants among them and of the result, for every operation."""
     shapes: dict[str, tuple[int, ...]] = {p.name: tuple(p.dims) for p in model.graph.parameter}
     shapes.update({value.name: tuple(value.tensor[0].dims) for value in model.graph.input if value.tensor})
+    constants: dict[str, tuple[int, ...]] = {}
     for node in model.graph.node:
+        if node.op_type == "Constant":
+            tensors = node.attribute[0].tensors
+            constants[node.output[0]] = shapes[node.output[0]] = tuple(tensors[0].dims) if tensors else ()
+            continue
         output = _shape(node)
         shapes.update(dict.fromkeys(node.output, output))
         operator = node.op_type.split(":")[2] if node.op_type.startswith("REF::") else node.op_type
-        yield operator, node.domain, [shapes.get(name, ()) for name in node.input], output
+        fixed = [constants[name] for name in node.input if name in constants]
+        yield operator, node.domain, [shapes.get(name, ()) for name in node.input], fixed, output
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -198,6 +207,11 @@ def _shape(node: Any) -> tuple[int, ...]:
         if attribute.name == "shape" and attribute.tensors:
             return tuple(attribute.tensors[0].dims)
     return ()
+
+
+def _is_sum(constants: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a product with these constant factors is a sum or a repetition: one of them is a vector."""
+    return any(len(shape) > 1 and 1 in shape[-2:] for shape in constants)
 
 
 def _summed_length(a: tuple[int, ...], b: tuple[int, ...], output: tuple[int, ...]) -> int:
