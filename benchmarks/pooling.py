@@ -4,8 +4,8 @@
 
 Each runtime lives in a process of its own, so that no thread of one spins while another is measured. In every round
 each of them works for the same time on the same case; a round gives the median of its calls, a case the median over
-rounds. Evaluation is a forward pass; training is a forward pass, a weighted sum as loss, and a backward pass to the
-features and all parameters. Times are microseconds per image. Needs torch and matplotlib beside the requirements.
+rounds. Evaluation is a forward pass; training is a forward pass and a backward pass, from a given gradient of the
+result to the features and all parameters. Times are microseconds per image. Needs torch beside the requirements.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Run = Callable[[], Any]
 
 
 def data(batch: int, d: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Features as a network gives them (rectified, correlated) and weights of the loss."""
+    """Features as a network gives them (rectified, correlated) and a gradient of the result."""
     rng = np.random.default_rng(0)
     mixing = np.eye(d) + 0.5 * rng.standard_normal((d, d)) / np.sqrt(d)
     x = np.maximum(mixing @ rng.standard_normal((batch, d, SIDE * SIDE)) + 0.3, 0)
@@ -51,31 +51,27 @@ def mindspore_runner(threads: int) -> Callable[[str, int, int, bool], Run]:
 
     prepare_environment()
     import mindspore as ms
-    from mindspore import nn
+    from mindspore import nn, ops
 
     from src.pooling import create_pooling
 
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=threads)
 
-    class Loss(nn.Cell):
-        def __init__(self, pooling: nn.Cell) -> None:
-            super().__init__()
-            self.pooling = pooling
-
-        def construct(self, x: Any, g: Any) -> Any:
-            out = self.pooling(x)
-            return (out * g).sum(), out
-
     class Step(nn.Cell):
-        def __init__(self, loss: nn.Cell) -> None:
+        """The result and the gradients with respect to features and parameters."""
+
+        def __init__(self, pooling: nn.Cell) -> None:
             super().__init__(auto_prefix=False)
-            weights = loss.trainable_params()
-            self.function = ms.value_and_grad(loss, 0, weights or None, has_aux=True)
-            self.has_weights = bool(weights)
+            self.pooling = pooling
+            self.weights = ms.ParameterTuple(pooling.trainable_params())
 
         def construct(self, x: Any, g: Any) -> Any:
-            (_, out), grads = self.function(x, g)
-            return out, grads[0] if self.has_weights else grads
+            if not self.weights:
+                out, backward = ops.vjp(self.pooling, x)
+                return out, backward(g)[0]
+            out, backward = ops.vjp(self.pooling, x, weights=self.weights)
+            grads, of_weights = backward(g)
+            return out, grads[0], of_weights
 
     def make(name: str, d: int, batch: int, training: bool) -> Run:
         x, g = data(batch, d)
@@ -88,8 +84,8 @@ def mindspore_runner(threads: int) -> Callable[[str, int, int, bool], Run]:
         features, weights = ms.Tensor(x), ms.Tensor(g[:, : cell.out_features].astype(np.float32))
         if not training:
             return lambda: (cell(features),)
-        step = Step(Loss(cell))
-        return lambda: step(features, weights)
+        step = Step(cell)
+        return lambda: step(features, weights)[:2]
 
     return make
 
@@ -123,7 +119,7 @@ def torch_runner(threads: int, released: bool) -> Callable[[str, int, int, bool]
         def train() -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
             leaf.grad = None
             out = function(leaf, True)
-            (out * weights).sum().backward()
+            out.backward(weights)
             return out.detach(), leaf.grad
 
         return train if training else evaluate
