@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks.soak import markdown, summary
+from benchmarks.soak_training import KINDS, Soak, Start, digest
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak", ROOT / "benchmarks" / "soak.py")
-    assert spec and spec.loader
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = loaded  # dataclasses look their module up
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 @pytest.mark.slow
@@ -38,15 +29,15 @@ def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
     assert again.returncode == 2 and "is not empty" in again.stderr
 
 
-def test_losses_and_leftovers_are_noticed(module: ModuleType, tmp_path: Path) -> None:
-    soak = module.Soak(tmp_path, 0, 21)
+def test_losses_and_leftovers_are_noticed(tmp_path: Path) -> None:
+    soak = Soak(tmp_path, 0, 21)
     folder = soak.run / "checkpoints"
     folder.mkdir(parents=True)
     entries = []
     for step in (10, 20):
         path = folder / f"{step}.ckpt"
         path.write_bytes(bytes(step))
-        entries.append({"file": path.name, "step": step, "sha256": module.digest(path)})
+        entries.append({"file": path.name, "step": step, "sha256": digest(path)})
     (folder / "index.json").write_text(json.dumps({"checkpoints": entries, "last": "20.ckpt"}))
     records = [{"kind": "step", "step": step} for step in range(1, 25)] + [{"kind": "epoch", "epoch": 2, "step": 24}]
     (soak.run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -57,8 +48,8 @@ def test_losses_and_leftovers_are_noticed(module: ModuleType, tmp_path: Path) ->
     assert soak.newest_whole() == 10
     assert soak._left_over() == ["20.ckpt is not what the index says"]
     assert soak.files_left_over() == [".30.ckpt.tmp"]
-    soak.starts = [module.Start("kill", last=20, lost=3, problems=["3 steps lost"]), module.Start("SIGTERM")]
-    report = module.summary(soak, 60.0)
+    soak.starts = [Start("kill", last=20, lost=3, problems=["3 steps lost"]), Start("SIGTERM")]
+    report = summary(soak, 60.0)
     assert report["faults"]["kill"] == 1 and report["survived"]["kill"] == 0
     assert report["steps_lost_beyond_the_last_checkpoint"] == 3
     assert report["problems"] == [
@@ -66,11 +57,11 @@ def test_losses_and_leftovers_are_noticed(module: ModuleType, tmp_path: Path) ->
         "left over: .30.ckpt.tmp",
         "metrics.jsonl holds epochs [2]",
     ]
-    assert "3 steps lost" in module.markdown(report)
+    assert "3 steps lost" in markdown(report)
 
 
-def test_faults_follow_from_the_seed_and_all_kinds_come(module: ModuleType, tmp_path: Path) -> None:
-    first, again, other = (module.Soak(tmp_path / str(i), seed, 21) for i, seed in enumerate((1, 1, 2)))
+def test_faults_follow_from_the_seed_and_all_kinds_come(tmp_path: Path) -> None:
+    first, again, other = (Soak(tmp_path / str(i), seed, 21) for i, seed in enumerate((1, 1, 2)))
     drawn = [[kind for kind, _ in zip(soak.kinds(), range(24))] for soak in (first, again, other)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert all(sorted(drawn[0][i : i + 6]) == sorted(module.KINDS) for i in range(0, 24, 6))
+    assert all(sorted(drawn[0][i : i + 6]) == sorted(KINDS) for i in range(0, 24, 6))
