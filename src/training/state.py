@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from src.checkpoints import Checkpoint, load_network, load_optimizer, read_checkpoint
+from src.checkpoints import Checkpoint, load_network, load_optimizer, optimizer_state, read_checkpoint
 from src.errors import UserError
 from src.runtime.distributed import World
 from src.training.ranks import running_statistics, set_running_statistics
 from src.training.store import CheckpointStore
 
 logger = logging.getLogger(__name__)
+
+
+class NonFiniteState(UserError):
+    """A parameter, or what the optimiser remembers of it, became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,13 @@ class TrainingState:
             metric: Top-1 accuracy at this position, if it was evaluated.
             regular: Save among the newest checkpoints.
             best: Save as the best one, if the metric is higher than any before.
+
+        Raises:
+            NonFiniteState: On every rank, if one has a parameter that is NaN or infinite; nothing is saved.
+            UserError: If the checkpoint cannot be written.
         """
         epoch, done = divmod(position.step, self.steps)
+        self._check_finite(position.step)
         ranks, about = None, dict(self.about)
         if done:
             ranks = _gathered(self.world, running_statistics(self.network))
@@ -82,6 +91,18 @@ class TrainingState:
             if best and metric is not None:
                 self.store.save_best(self.network, self.optimizer, epoch, position.step, metric, about)
         self.world.barrier()
+
+    def _check_finite(self, step: int) -> None:
+        """Gradients that are no numbers show in the next loss, too late for a checkpoint that is due before it."""
+        parameters = [*self.network.get_parameters(), *optimizer_state(self.optimizer, self.network).values()]
+        bad = [p.name for p in parameters if not np.isfinite(p.asnumpy()).all()]
+        if self.world.sum(np.array([len(bad)], np.float64)).any():
+            names = f"{len(bad)} of them, first {bad[0]}" if bad else "on another rank"
+            raise NonFiniteState(
+                f"parameters are NaN or infinite after step {step} ({names}), as its gradients were: training stopped; "
+                "the checkpoints before it are as they were. A lower lr_max, a longer warm-up or, in mixed precision, "
+                "a lower loss_scale usually helps"
+            )
 
     def resume(self, path: str, architecture: Mapping[str, Any]) -> Position | None:
         """Restore network and optimiser from ``path``, or from the newest whole checkpoint for 'auto'.

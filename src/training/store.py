@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -28,11 +29,15 @@ class CheckpointStore:
     """Folder of checkpoints with ``index.json``: file, epoch, step, metric and checksum of each.
 
     The index is written after the files that it names, and files are removed after the index that drops them: it
-    never names what is not there.
+    never names what is not there. An index that is damaged or missing is made anew from the whole checkpoints in the
+    folder, with one warning; a damaged one is kept under another name.
 
     Args:
         folder: Where the checkpoints go.
         keep_max: How many are kept besides the best one.
+
+    Raises:
+        UserError: There is an index that may not be read.
     """
 
     def __init__(self, folder: Path, keep_max: int) -> None:
@@ -40,17 +45,46 @@ class CheckpointStore:
         self.keep_max = keep_max
         self._index_path = folder / "index.json"
         self._tidy = False
-        self._entries: list[dict[str, Any]] = []
-        self._best: dict[str, Any] | None = None
-        if self._index_path.is_file():
-            self._read_index()
+        self._damaged = False
+        self._entries, self._best = self._read_index()
 
-    def _read_index(self) -> None:
+    def _read_index(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """Entries and the best one. Nothing is written: every rank reads, and rank 0 alone writes, when it saves."""
+        problem = "is missing"
         try:
             index = json.loads(self._index_path.read_text(encoding="utf-8"))
-            self._entries, self._best = list(index["checkpoints"]), index["best"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._index_path} is damaged: {error}") from error
+            best = index["best"]
+            return [_checked(entry) for entry in index["checkpoints"]], None if best is None else _checked(best)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
+            problem, self._damaged = "is damaged", True
+        except OSError as error:
+            raise UserError(f"cannot read {self._index_path}: {error.strerror or error}") from error
+        entries, best = self._found()
+        if self._damaged or entries or best:
+            count = f"{len(entries)} whole checkpoint{'' if len(entries) == 1 else 's'}"
+            logger.warning(
+                "%s %s: made anew from %s%s", self._index_path, problem, count, " and the best one" if best else ""
+            )
+        return entries, best
+
+    def _found(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """What the index would name: the whole checkpoints in the folder, the oldest first, and the best one."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in self.folder.glob("*.ckpt"):
+            if path.name != BEST and not _place(path.name):
+                continue
+            try:
+                about = read_checkpoint(path, checksum_required=True).about
+                facts = {key: about[key] for key in ("epoch", "step", "metric")}
+                found[path.name] = _checked({"file": path.name, **facts, "sha256": sha256(path)})
+            except UserError as error:
+                logger.warning("%s; left out", error)
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: no checkpoint of a training; left out", path)
+        best = found.pop(BEST, None)
+        return sorted(found.values(), key=lambda entry: entry["step"]), best
 
     @property
     def best_metric(self) -> float | None:
@@ -146,9 +180,33 @@ class CheckpointStore:
     def _write_index(self) -> None:
         last = self._entries[-1]["file"] if self._entries else None
         try:
+            if self._damaged:
+                self._index_path.replace(self._aside())
+                self._damaged = False
             write_json(self._index_path, {"last": last, "best": self._best, "checkpoints": self._entries})
         except OSError as error:
             raise UserError(f"cannot write {self._index_path}: {error.strerror or error}") from error
+
+    def _aside(self) -> Path:
+        """A free name for a damaged index."""
+        names = (f"index.damaged-{number}.json" for number in itertools.count(1))
+        return next(path for path in map(self.folder.joinpath, names) if not path.exists())
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    """An entry of the index.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is none.
+    """
+    name, metric = entry["file"], entry["metric"]
+    if not (name == BEST or _place(name)) or not isinstance(entry["sha256"], str):
+        raise ValueError(name)
+    if metric is not None and not isinstance(metric, (int, float)):
+        raise TypeError(metric)
+    if not all(isinstance(entry[key], int) for key in ("epoch", "step")):
+        raise TypeError(name)
+    return dict(entry)
 
 
 def _place(name: str) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -13,7 +14,9 @@ from mindspore import nn
 from src.checkpoints import load_network, load_optimizer, read_checkpoint, save_checkpoint
 from src.errors import UserError
 from src.models import create_model
+from src.runtime.distributed import World
 from src.training.optimizers import build_optimizer
+from src.training.state import NonFiniteState, Position, TrainingState
 from src.training.store import CheckpointStore
 
 ABOUT = {"architecture": {"net_name": "resnet10", "pooling": "gcp"}, "class_names": ["a", "ä b"], "epoch": 3}
@@ -135,3 +138,105 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, caplog: pyte
     found = CheckpointStore(tmp_path, keep_max=5).newest_valid()
     assert found is not None and found.about["epoch"] == 1
     assert len(caplog.records) == 1 and "epoch_0002.ckpt" in caplog.text
+
+
+def saved(folder: Path, keep_max: int = 3) -> bytes:
+    """Five epochs of a small network, the second of which is the best; the index that they end with."""
+    net = nn.Dense(2, 3)
+    opt = optimizer(net)
+    store = CheckpointStore(folder, keep_max)
+    for epoch, metric in enumerate([0.5, 0.9, 0.7, 0.8, 0.6], start=1):
+        store.save(net, opt, epoch, epoch * 10, metric, ABOUT)
+        store.save_best(net, opt, epoch, epoch * 10, metric, ABOUT)
+    return (folder / "index.json").read_bytes()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda index: b"",
+    "cut short": lambda index: index[: len(index) // 2],
+    "bytes": lambda index: bytes(range(256)),
+    "another list": lambda index: b'["epoch_0005.ckpt"]',
+    "without entries": lambda index: b'{"checkpoints": {}, "last": null}',
+    "other entries": lambda index: b'{"checkpoints": [5], "best": null}',
+    "a file elsewhere": lambda index: index.replace(b'"epoch_0005.ckpt"', b'"../epoch_0005.ckpt"'),
+    "a step that is none": lambda index: index.replace(b'"step": 50', b'"step": "5\\u0000"'),
+    "a metric that is none": lambda index: index.replace(b'"metric": 0.6', b'"metric": []'),
+    "nested deeply": lambda index: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "folder", "missing"])
+def test_an_index_is_made_anew_from_whole_checkpoints(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = saved(tmp_path)
+    path = tmp_path / "index.json"
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how in DAMAGES:
+        path.write_bytes(DAMAGES[how](whole))
+    (tmp_path / "notes.ckpt").write_bytes(b"of somebody else")
+    store = CheckpointStore(tmp_path, 3)
+    (record,) = caplog.records
+    said = "is missing" if how == "missing" else "is damaged"
+    assert record.getMessage() == f"{path} {said}: made anew from 3 whole checkpoints and the best one"
+    newest = store.newest_valid()
+    assert newest is not None and newest.about["epoch"] == 5 and store.best_metric == 0.9
+    net = nn.Dense(2, 3)
+    store.save(net, optimizer(net), 6, 60, 0.1, ABOUT)
+    store.save(net, optimizer(net), 7, 70, 0.1, ABOUT)
+    expected = {"best.ckpt", *(f"epoch_000{epoch}.ckpt" for epoch in (5, 6, 7)), "index.json", "notes.ckpt"}
+    aside = tmp_path / "index.damaged-1.json"
+    assert {p.name for p in tmp_path.iterdir()} == expected | ({aside.name} if how != "missing" else set())
+    if how in DAMAGES:
+        assert aside.read_bytes() == DAMAGES[how](whole)
+    index = json.loads(path.read_text())
+    assert [entry["step"] for entry in index["checkpoints"]] == [50, 60, 70] and index["last"] == "epoch_0007.ckpt"
+    before = json.loads(whole)
+    assert index["best"] == before["best"] and index["checkpoints"][0] == before["checkpoints"][-1]
+    caplog.clear()
+    assert CheckpointStore(tmp_path, 3).best_metric == 0.9 and not caplog.records
+
+
+def test_damaged_checkpoints_stay_out_of_a_new_index(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(tmp_path)
+    (tmp_path / "index.json").write_text("{")
+    (tmp_path / "epoch_0005.ckpt").write_bytes(b"half")
+    (tmp_path / "best.ckpt").write_bytes(b"")
+    net = network()
+    save_checkpoint(tmp_path / "epoch_0009.ckpt", net)  # whole, and says nothing of epoch and step
+    store = CheckpointStore(tmp_path, 3)
+    said = sorted(record.getMessage() for record in caplog.records)
+    assert len(said) == 4 and said[2].endswith("no checkpoint of a training; left out")
+    assert any(line.endswith("made anew from 2 whole checkpoints") for line in said)
+    newest = store.newest_valid()
+    assert newest is not None and newest.about["epoch"] == 4 and store.best_metric is None
+
+
+class Ranks:
+    """A world of two in which the other rank has so many bad parameters."""
+
+    def __init__(self, others: int) -> None:
+        self.others = others
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return values + self.others
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["weight", "moment", "another rank"])
+def test_what_is_not_finite_is_never_saved(where: str, bad: float, tmp_path: Path) -> None:
+    net = nn.Dense(2, 3)
+    opt = optimizer(net)
+    world = World(0, 2, _sum=Ranks(int(where == "another rank")))
+    state = TrainingState(net, opt, CheckpointStore(tmp_path, 3), world, 10, {})
+    if where != "another rank":
+        parameter = net.weight if where == "weight" else opt.moments[0]
+        values = parameter.asnumpy().copy()
+        values[0, 1] = bad
+        parameter.set_data(ms.Tensor(values))
+    name = {"weight": "1 of them, first weight", "moment": "1 of them, first moments.weight"}.get(where, where)
+    with pytest.raises(NonFiniteState, match=rf"^parameters are NaN or infinite after step 20 \(.*{name}\)"):
+        state.save(Position(20), 0.5, best=True)
+    assert not list(tmp_path.iterdir())
