@@ -3,7 +3,7 @@
 The cells form a chain: `centred` -> `Gram` -> functions of symmetric matrices -> `SymmetricVector`. Along it the
 gradient of a symmetric matrix is taken symmetric, (G + G^T) / 2 for G, which is the same as long as the matrix stays
 symmetric: the adjoint of V, its symmetrisation, the gradient of A A^T and the adjoint of the centring then are one
-gather and one product. Where nothing stands between the two, it is passed doubled, which saves a pass.
+gather and one product. `GramVector` is the whole chain where nothing stands between the product and V.
 
 Formulation, measured on CPU: sums and broadcasts over positions as matrix products, products with `transpose_b` in
 place of transposed copies, gathers in both directions of V in place of a scatter.
@@ -50,14 +50,10 @@ class Gram(Float32Cell):
     """A A^T, `(N, d, M) -> (N, d, d)`; for a symmetric G its gradient is 2 G A.
 
     Cost: 2 M d^2 FLOPs forward, as many backward.
-
-    Args:
-        doubled: Whether the gradient comes doubled already, see `SymmetricVector`.
     """
 
-    def __init__(self, doubled: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.doubled = doubled
         self.product_t = ops.BatchMatMul(transpose_b=True)
         self.product = ops.BatchMatMul()
 
@@ -67,7 +63,7 @@ class Gram(Float32Cell):
 
     def bprop(self, a: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """Gradient with respect to a."""
-        return (self.product(dout if self.doubled else 2.0 * dout, a),)
+        return (self.product(2.0 * dout, a),)
 
 
 class SymmetricVector(Float32Cell):
@@ -77,10 +73,9 @@ class SymmetricVector(Float32Cell):
 
     Args:
         channels: d.
-        doubled: Return G + G^T: right only where a `Gram(doubled=True)` alone stands before.
     """
 
-    def __init__(self, channels: int, doubled: bool = False) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         rows, cols = triu_indices(channels)
         places = np.zeros((channels, channels), np.int32)
@@ -88,11 +83,12 @@ class SymmetricVector(Float32Cell):
         self.channels = channels
         self.places = ms.Tensor(places.reshape(-1))
         self.index = ms.Tensor((rows * channels + cols).astype(np.int32))
-        self.weight = ms.Tensor((np.where(rows == cols, 1.0, 0.5) * (2.0 if doubled else 1.0)).astype(np.float32))
+        self.weight = ms.Tensor(np.where(rows == cols, 1.0, 0.5).astype(np.float32)[None])
 
-    def spread(self, dout: ms.Tensor) -> ms.Tensor:
-        """The adjoint of V, symmetrised: `(N, d(d+1)/2) -> (N, d, d)`."""
-        return ops.gather(dout * self.weight, self.places, 1).reshape(-1, self.channels, self.channels)
+    def spread(self, dout: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
+        """The adjoint of V, symmetrised, times a factor: `(N, d(d+1)/2) -> (N, d, d)`."""
+        weight = ops.matmul(ops.full((dout.shape[0], 1), factor, dtype=ms.float32), self.weight)
+        return ops.gather(dout * weight, self.places, 1).reshape(-1, self.channels, self.channels)
 
     def construct(self, c: ms.Tensor) -> ms.Tensor:
         """The vector of a batch of matrices."""
@@ -103,10 +99,8 @@ class SymmetricVector(Float32Cell):
         return (self.spread(dout),)
 
 
-class ScaledVector(Float32Cell):
-    """V of symmetric matrices with scaled rows and columns, diag(s) C diag(s): `(N, d, d), (N, d) -> (N, d(d+1)/2)`.
-
-    The gradient for C is returned doubled: a `Gram(doubled=True)` stands before.
+class GramVector(Float32Cell):
+    """V(A A^T / M), `(N, d, M) -> (N, d(d+1)/2)`: the covariance vector of a centred map; its gradient is one product.
 
     Args:
         channels: d.
@@ -114,20 +108,17 @@ class ScaledVector(Float32Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.vector = SymmetricVector(channels, doubled=True)
+        self.vector = SymmetricVector(channels)
         self.product_t = ops.BatchMatMul(transpose_b=True)
         self.product = ops.BatchMatMul()
 
-    def construct(self, c: ms.Tensor, s: ms.Tensor) -> ms.Tensor:
-        """The vector of a batch of scaled matrices."""
-        s = s.expand_dims(-1)
-        return self.vector(c * self.product_t(s, s))
+    def construct(self, a: ms.Tensor) -> ms.Tensor:
+        """The vector of a batch of centred maps."""
+        return self.vector(self.product_t(a, a)) * (1.0 / a.shape[-1])
 
-    def bprop(self, c: ms.Tensor, s: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
-        """Gradients with respect to c, symmetrised and doubled, and s."""
-        s = s.expand_dims(-1)
-        g = self.vector.spread(dout)
-        return g * self.product_t(s, s), self.product(g * c, s).squeeze(-1)
+    def bprop(self, a: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
+        """Gradient with respect to a."""
+        return (self.product(self.vector.spread(dout, 2.0 / a.shape[-1]), a),)
 
 
 class CovarianceVector(Float32Cell):
@@ -139,10 +130,8 @@ class CovarianceVector(Float32Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gram = Gram(doubled=True)
-        self.vector = SymmetricVector(channels, doubled=True)
+        self.vector = GramVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """The covariance vector of each map."""
-        a, _ = centred(x)
-        return self.vector(self.gram(a)) * (1.0 / a.shape[-1])
+        return self.vector(centred(x)[0])

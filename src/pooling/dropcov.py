@@ -9,9 +9,9 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.common.initializer import Uniform, initializer
 
-from src.pooling.base import Float32Cell, Pooling, check_bool, check_choice, check_float, check_int
+from src.pooling.base import Float32Cell, Pooling, check_bool, check_choice, check_float, check_int, repeat_columns
 from src.pooling.counter_random import CounterUniform
-from src.pooling.covariance import Gram, ScaledVector, SymmetricVector, centred, vector_length
+from src.pooling.covariance import GramVector, centred, vector_length
 
 # Below this squared norm a vector counts as zero and its cosine with another one as 0.
 _SMALLEST_SQUARE = 1e-30
@@ -118,38 +118,38 @@ class DropCov(Pooling):
         self.gate = check_choice("gate", gate, ("softmax", "sigmoid"))
         self.adaptive_rate = AdaptiveRate(channels, check_float("decay", decay, 0.0, low_open=True), max_rate)
         self.dropout = CounterUniform(check_int("seed", seed, 0))
-        self.gram = Gram(doubled=True)
+        self.vector = GramVector(channels)
         self.product = ops.BatchMatMul()
-        self.vector = SymmetricVector(channels, doubled=True)
-        self.scaled_vector = ScaledVector(channels)
+        self.product_t = ops.BatchMatMul(transpose_a=True)
 
     def importance(self, mean: ms.Tensor) -> ms.Tensor:
         """Importance omega of the channels from their means, `(N, d) -> (N, d)`."""
         v = self.conv(mean)
         return ops.softmax(v, -1) if self.gate == "softmax" else ops.sigmoid(v)
 
-    def drop_rate(self, omega: ms.Tensor, c: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
-        """Rate rho, from omega `(N, d)`, the Gram matrix `(N, d, d)` of X and the rescale of its channels `(N, d)`."""
+    def drop_rate(self, omega: ms.Tensor, a: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
+        """Rate rho, from omega `(N, d)`, the centred map `(N, d, M)` and the rescale of its channels `(N, d)`.
+
+        The row sums of S A A^T S are S A (A^T s), two products with vectors.
+        """
         if self.rate is not None:
             return self.rate
-        pi = scale * self.product(ops.stop_gradient(c), scale.expand_dims(-1)).squeeze(-1)
+        a = ops.stop_gradient(a)
+        pi = scale * self.product(a, self.product_t(a, scale.expand_dims(-1))).squeeze(-1)
         return self.adaptive_rate(omega, pi)
 
-    def channel_scale(self, mean: ms.Tensor, c: ms.Tensor) -> ms.Tensor:
+    def channel_scale(self, mean: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
         """What training multiplies the channels with, `(N, d)`: the rescale, then 0 or 1 / (1 - rho)."""
         omega = self.importance(mean)
         scale = 1.0 + omega if self.rescale else ops.ones_like(omega)
-        rho = self.drop_rate(ops.stop_gradient(omega), c, ops.stop_gradient(scale))
+        rho = self.drop_rate(ops.stop_gradient(omega), a, ops.stop_gradient(scale))
         keep = (self.dropout(mean.shape[0], mean.shape[1]) >= rho).astype(ms.float32)
         return scale * (keep / (1.0 - rho))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Pooling with dropout in training, plain covariance pooling in evaluation.
-
-        A scale of the channels scales rows and columns of the covariance, so the map itself is read no more often than
-        in plain pooling.
-        """
+        """Pooling with dropout in training, plain covariance pooling in evaluation."""
         a, mean = centred(x)
-        c = self.gram(a)
-        v = self.scaled_vector(c, self.channel_scale(mean, c)) if self.training else self.vector(c)
-        return v * (1.0 / a.shape[-1])
+        if self.training:
+            scale = self.channel_scale(mean, a).reshape(-1, 1)
+            a = a * repeat_columns(scale, a.shape[-1]).reshape(a.shape)
+        return self.vector(a)
