@@ -131,6 +131,12 @@ class Config:
     lr_family: str = _schedule(
         "resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2")
     )
+    lr_designed_epochs: Optional[int] = _schedule(
+        None,
+        "Length that lr_norm, lr_fast and lr_adju were designed for, to stretch their course to epoch_size; null to "
+        "take their epochs as they are.",
+        bounds="x >= 1",
+    )
     lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="x >= 0")
     lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="x >= 0")
     lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="x >= 0")

@@ -102,6 +102,7 @@ class _Training:
             milestones=config.lr_epochs,
             gamma=config.lr_gamma,
             family=config.lr_family,
+            designed_epochs=config.lr_designed_epochs,
         )
         network = build_model(config, world)
         optimizer = build_optimizer(
@@ -182,7 +183,7 @@ class _Training:
         """Train what is left of the epoch at ``begin``, evaluate and save; mean loss and evaluation."""
         config, world = self.config, self.world
         epoch, first_step = divmod(begin.step, self.steps)
-        begun = time.monotonic()
+        begun, cpu_begun = time.monotonic(), time.process_time()
         progress = StepProgress(
             epoch,
             config.epoch_size,
@@ -214,7 +215,7 @@ class _Training:
         if boundary.signal and boundary.done < self.steps:
             where = f"after step {boundary.done} of epoch {epoch + 1}; resume with --resume_ckpt=auto"
             raise Interrupted(boundary.signal, where)
-        train_s = time.monotonic() - begun
+        train_s, train_cpu_s = time.monotonic() - begun, time.process_time() - cpu_begun
         average_statistics(self.state.network, world)
         check_ranks_agree(self.state.network, world, epoch)
         loss_sum, count = world.sum(np.array([progress.loss_sum, progress.loss_count], np.float64))
@@ -236,7 +237,7 @@ class _Training:
             best=config.save_best_ckpt,
         )
         if world.is_main:
-            self._report(number, loss, evaluation, progress, train_s, eval_s, started)
+            self._report(number, loss, evaluation, progress, train_s, train_cpu_s, eval_s, started)
         if received and not last:
             raise Interrupted(received, f"after epoch {number}; resume with --resume_ckpt=auto")
         return loss, evaluation
@@ -254,6 +255,7 @@ class _Training:
         evaluation: Evaluation | None,
         progress: StepProgress,
         train_s: float,
+        train_cpu_s: float,
         eval_s: float,
         started: float,
     ) -> None:
@@ -263,6 +265,7 @@ class _Training:
             "learning_rate": float(self.rates[epoch * self.steps - 1]),
             "images_per_s": None if math.isnan(progress.images_per_s) else round(progress.images_per_s, 2),
             "train_s": round(train_s, 3),
+            "train_cpu_s": round(train_cpu_s, 3),
             "first_step_s": round(progress.first_step_s, 3),
         }
         text = f"epoch {epoch}/{config.epoch_size}: loss {loss:.4f}"

@@ -1,0 +1,1 @@
+"""Studies: grids of runs, what they came to, and plots of it."""
