@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn
 
 from src.config import Config
-from src.data import Source, available_workers, create_dataset, open_source, usable
+from src.data import Source, available_workers, create_dataset, epoch_order, open_source, usable
 from src.errors import UserError
 from src.models import create_model
 from src.pooling.counter_random import CounterUniform
@@ -107,7 +107,16 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
             logger.warning("left out: %s", problem)
         if problems:
             logger.warning("%d bad images of %s left out, %d used", len(problems), split, source.num_samples)
+    if split == "train" and config.train_images is not None:
+        source = _some(source, config.train_images)
     return source
+
+
+def _some(source: Source, count: int) -> Source:
+    """The same images for every seed, so that seeds differ in initialisation and order alone."""
+    if count > source.num_samples:
+        raise UserError(f"train_images = {count}: there are {source.num_samples} images to train on", exit_code=2)
+    return source.subset(np.sort(epoch_order(source.num_samples, 0, 0)[:count]))
 
 
 def _workers(config: Config, world: World) -> int:

@@ -70,6 +70,9 @@ class Config:
     image_list: str = _data(
         "", "File that names the images of an image folder to use, from scripts/check_dataset.py; empty for all."
     )
+    train_images: Optional[int] = _data(
+        None, "Train on this many images, drawn once and whatever the seed; null for all.", bounds="x >= 1"
+    )
     bad_images: str = _data(
         "error",
         "Images that cannot be decoded: error stops at the first, by name; skip looks for them before the first epoch "
