@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from src.errors import UserError
+from src.runtime.siblings import follow_msrun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -36,7 +37,11 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Receive signals within the block. Unless they are deferred they end the process at once."""
+        """Receive signals within the block. Unless they are deferred they end the process at once.
+
+        Under msrun, which sends none when part of a job is lost, a watcher begins to look out for that.
+        """
+        follow_msrun()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=self._wait, name="signals", daemon=True).start()
         try:

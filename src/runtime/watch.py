@@ -72,18 +72,18 @@ class Watcher:
 
         It tries to tell the other hosts, and waits for an answer that a lost host never gives.
         """
-        launcher = int(_stat(self.process)[1])
+        launcher = int(process_stat(self.process)[1])
         die_with_parent(signal_number=0)
         os.kill(self.process, signal.SIGKILL)
         deadline = time.monotonic() + _LAUNCHER_S
         while time.monotonic() < deadline:
-            if _state(launcher) in "ZX":
+            if process_state(launcher) in "ZX":
                 return
             time.sleep(_INTERVAL_S / 4)
         os.kill(launcher, signal.SIGKILL)
 
     def _hangs(self) -> bool:
-        return _state(self.process) in "Tt"
+        return process_state(self.process) in "Tt"
 
     def _receive(self) -> None:
         try:
@@ -110,7 +110,7 @@ class Watcher:
             return
 
     def _problem(self) -> str:
-        if self.scheduler and _state(self.scheduler) in "ZX":
+        if self.scheduler and process_state(self.scheduler) in "ZX":
             return f"MindSpore's scheduler (process {self.scheduler}) is gone"
         now = time.monotonic()
         for other, heard in self._heard.items():
@@ -119,7 +119,7 @@ class Watcher:
         return ""
 
 
-def _stat(process: int) -> list[str]:
+def process_stat(process: int) -> list[str]:
     """What the kernel says of a process from its state on; ['X', '0'] if there is none."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - quick to load
@@ -128,9 +128,9 @@ def _stat(process: int) -> list[str]:
         return ["X", "0"]
 
 
-def _state(process: int) -> str:
+def process_state(process: int) -> str:
     """The kernel's letter for the state of a process: T stopped, Z dead but not waited for, X gone."""
-    return _stat(process)[0]
+    return process_stat(process)[0]
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
