@@ -135,10 +135,7 @@ class Config:
         "resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2")
     )
     lr_designed_epochs: Optional[int] = _schedule(
-        None,
-        "Length that lr_norm, lr_fast and lr_adju were designed for, to stretch their course to epoch_size; null to "
-        "take their epochs as they are.",
-        bounds="x >= 1",
+        None, "Epochs that lr_norm, lr_fast, lr_adju are meant for, to be stretched to epoch_size.", bounds="x >= 1"
     )
     lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="x >= 0")
     lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="x >= 0")
@@ -191,6 +188,14 @@ class Config:
 
     checkpoint_file_path: str = _export("", "Checkpoint to evaluate or to export.")
     result_path: str = _export("", "JSON file for the result of an evaluation.")
+    robustness: str = _export(
+        "none",
+        "Robustness set in data_path to evaluate on instead of val/, see docs/robustness.md.",
+        choices=("none", "imagenet_c", "imagenet_p", "imagenet_a", "stylized"),
+    )
+    class_names: str = _export(
+        "", "File with the network's classes, one a line; empty for the checkpoint's (robustness)."
+    )
     file_name: str = _export("net", "Name of the exported file, without its ending.")
     file_format: str = _export("MINDIR", "Format of the exported file.", choices=("MINDIR", "ONNX"))
     height: Optional[int] = _export(None, "Height of exported images; null for eval_image_size.", bounds="x >= 1")

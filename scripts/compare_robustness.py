@@ -1,0 +1,113 @@
+"""Compare networks on corrupted images: python scripts/compare_robustness.py NAME=RESULT.json[,RESULT.json ...] ...
+
+Each RESULT.json is what eval.py --robustness=imagenet_c --result_path writes; several of a name are its seeds. Prints a
+Markdown table with the mean error and the mean corruption error relative to the reference's mean (100 = as good).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.errors import UserError
+from src.robustness.metrics import relative_errors
+from src.robustness.plot import plot_groups
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Parse arguments, print the table, draw the bars."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("networks", nargs="+", metavar="NAME=FILES", help="name, and its results separated by commas")
+    parser.add_argument("--reference", help="name whose errors are 100; the first by default")
+    parser.add_argument("--plot", type=Path, help="PNG file for the errors by corruption")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args(argv)
+    try:
+        networks = {}
+        for text in arguments.networks:
+            name, sign, files = text.partition("=")
+            if not sign:
+                raise UserError(f"{text!r} must have the form NAME=FILE[,FILE ...]", 2)
+            networks[name] = [_errors(Path(file)) for file in files.split(",")]
+        reference = arguments.reference or next(iter(networks))
+        if reference not in networks:
+            raise UserError(f"--reference {reference}: is none of {', '.join(networks)}", 2)
+        figures = compare(networks, reference)
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, UserError) else 1
+    print(_table(figures, reference))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if arguments.plot:
+        bars = {
+            name: {corruption: [100 * run[corruption] for run in runs] for corruption in runs[0]}
+            for name, runs in networks.items()
+        }
+        plot_groups(bars, arguments.plot, "top-1 error (%)", "Error by corruption, mean over severities and seeds")
+    return 0
+
+
+def compare(networks: dict[str, list[dict[str, float]]], reference: str) -> dict[str, Any]:
+    """Mean error and relative corruption error of every network, over seeds.
+
+    Args:
+        networks: Name: for every seed, corruption: error in [0, 1].
+        reference: Name of the network whose errors, averaged over its seeds, are 100.
+
+    Raises:
+        ValueError: The results are not over the same corruptions.
+    """
+    base = {name: statistics.fmean(run[name] for run in networks[reference]) for name in networks[reference][0]}
+    figures = {}
+    for name, runs in networks.items():
+        relative = [statistics.fmean(relative_errors(run, base).values()) for run in runs]
+        figures[name] = {
+            "n": len(runs),
+            "mean_error": _spread([statistics.fmean(run.values()) for run in runs]),
+            "relative_mce": _spread(relative),
+            "corruptions": {corruption: _spread([run[corruption] for run in runs]) for corruption in runs[0]},
+        }
+    return figures
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
+
+
+def _errors(path: Path) -> dict[str, float]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: entry["error"] for name, entry in content["corruptions"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no result of eval.py --robustness=imagenet_c: {error}") from error
+
+
+def _table(figures: dict[str, Any], reference: str) -> str:
+    lines = [
+        f"| network | n | mean error (%) | mCE relative to {reference} (%) |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, entry in figures.items():
+        error, relative = entry["mean_error"], entry["relative_mce"]
+        lines.append(f"| {name} | {entry['n']} | {_text(error, 100, 2)} | {_text(relative, 1, 1)} |")
+    return "\n".join(lines)
+
+
+def _text(figure: dict[str, Any], factor: float, digits: int) -> str:
+    mean = f"{factor * figure['mean']:.{digits}f}"
+    return mean if figure["std"] is None else f"{mean} ± {factor * figure['std']:.{digits}f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
