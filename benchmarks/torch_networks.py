@@ -104,13 +104,13 @@ class Network(nn.Module):
 
 
 def load_weights(network: Network, weights: Mapping[str, np.ndarray]) -> Network:
-    """Give a network the weights of its MindSpore twin, by MindSpore's parameter names; strict."""
+    """Give a network the weights of its MindSpore twin, by name; strict, but for DropCov's kernel."""
     state = {}
     for name, value in weights.items():
         head, _, tail = name.rpartition(".")
         if not name.startswith("pooling."):
             state[f"{head}.{_BATCH_NORM.get(tail, tail)}"] = torch.from_numpy(np.array(value))
     known = network.state_dict()
-    state.update({k: v for k, v in known.items() if k.endswith("num_batches_tracked")})
+    state.update({k: v for k, v in known.items() if k.endswith(("num_batches_tracked", "kernel"))})
     network.load_state_dict(state)
     return network

@@ -93,18 +93,29 @@ def evaluate(
     was_training = network.training
     network.set_train(False)
     sums = np.zeros((4, num_classes), np.float64)
+    before: list[tuple[ms.Tensor, np.ndarray]] = []
     for images, labels in batches:
         count = len(labels)
         if count < batch_size:
             images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), images.dtype)])
-        logits = network(ms.Tensor(images)).asnumpy()[:count]
-        sums += count_batch(logits, labels, num_classes)
+        running = network(ms.Tensor(images)), labels
+        # Reading logits waits for the device: those of the last batch are read while this one is computed.
+        sums += _counted(before, num_classes)
+        before = [running]
+    sums += _counted(before, num_classes)
     network.set_train(was_training)
     sums = world.sum(sums)
     correct, correct_5, total = sums[:3].round().astype(np.int64)
     if not total.sum():
         raise ValueError("nothing to evaluate: no rank has an image")
     return Evaluation(correct, correct_5, total, float(sums[3].sum() / total.sum()))
+
+
+def _counted(batches: Sequence[tuple[ms.Tensor, np.ndarray]], classes: int) -> np.ndarray:
+    sums = np.zeros((4, classes), np.float64)
+    for logits, labels in batches:
+        sums += count_batch(logits.asnumpy()[: len(labels)], labels, classes)
+    return sums
 
 
 def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -15,6 +15,7 @@ from src.checkpoints import load_network, read_checkpoint
 from src.config import Config
 from src.errors import UserError
 from src.evaluation.evaluate import evaluate, numpy_batches
+from src.evaluation.pace import Pace
 from src.runtime.distributed import World
 from src.runtime.files import write_json
 
@@ -25,8 +26,9 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
     """Load ``checkpoint_file_path`` and evaluate it on every image of ``val/``; every rank calls it.
 
     Returns:
-        top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, and what was evaluated; written to
-        ``result_path`` as JSON as well, where that is given.
+        top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, what was evaluated, and how fast:
+        ``limit`` is ``data`` or ``network``, ``waited_share`` the part of the time that rank 0 waited for images, see
+        ``pace.py``. Written to ``result_path`` as JSON as well, where that is given.
 
     Raises:
         UserError: Images or checkpoint are missing, damaged, or do not fit the configuration.
@@ -39,9 +41,10 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
     if trained_on and list(source.class_names) != trained_on:
         raise _other_classes(config, trained_on, list(source.class_names))
     started = time.monotonic()
-    batches = numpy_batches(build_dataset(config, source, False, world))
+    pace = Pace(numpy_batches(build_dataset(config, source, False, world)))
+    batches: Iterable[Any] = pace
     if world.is_main:
-        batches = _with_bar(batches, -(-source.num_samples // (config.batch_size * world.size)), config.progress)
+        batches = _with_bar(pace, -(-source.num_samples // (config.batch_size * world.size)), config.progress)
     result = evaluate(network, batches, config.class_num, config.batch_size, world)
     seconds = time.monotonic() - started
     values = {
@@ -52,6 +55,8 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
         "ranks": world.size,
         "seconds": round(seconds, 3),
         "images_per_s": round(result.num_samples / seconds, 2),
+        "limit": pace.limit,
+        "waited_share": round(pace.waited_share, 4),
     }
     if world.is_main and config.result_path:
         write_json(config.result_path, values)

@@ -1,0 +1,189 @@
+"""What the benchmarks share: processes of their own, interleaved rounds, statistics, the machine, reports.
+
+What is compared lives in processes of their own, so that no thread of one spins while another is measured. In every
+round each of them works once, in rotating order; figures are medians over the rounds, the spread is the interquartile
+range of the rounds divided by their median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Callable
+
+ROOT = Path(__file__).resolve().parent.parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Worker:
+    """A function in a process of its own, with a connection as its first argument."""
+
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=function, args=(other, *arguments))
+        self.process.start()
+        other.close()
+
+    def ask(self, *command: Any) -> Any:
+        """Send a command (if any) and wait for the answer."""
+        if command:
+            self.connection.send(command)
+        try:
+            return self.connection.recv()
+        except EOFError:
+            raise SystemExit("a process of the benchmark has ended; its error is above") from None
+
+    def stop(self) -> None:
+        """Tell the process to end and wait for it."""
+        if self.process.is_alive():
+            self.connection.send(None)
+        self.process.join()
+
+
+def serve(connection: Connection, **functions: Callable[..., Any]) -> None:
+    """Answer commands ``(name, *arguments)`` by calling functions, until None comes."""
+    for name, *arguments in iter(connection.recv, None):
+        connection.send(functions[name](*arguments))
+
+
+def interleave(workers: Mapping[str, Worker], rounds: int, *command: Any) -> dict[str, list[Any]]:
+    """Every worker's answers to a command, one a round; nobody always comes after the same one."""
+    names, answers = list(workers), {name: [] for name in workers}  # type: dict[str, list[Any]]
+    for index in range(rounds):
+        shift = index % len(names)
+        for name in [*names[shift:], *names[:shift]]:
+            answers[name].append(workers[name].ask(*command))
+    return answers
+
+
+def median_time(run: Callable[[], Any], seconds: float) -> float:
+    """Median duration of calls over about this many seconds, at least one; one call before wakes the threads up."""
+    run()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median, number and spread of the rounds, and the rounds."""
+    middle = statistics.median(values)
+    lower, _, upper = statistics.quantiles(values, n=4) if len(values) > 1 else (middle,) * 3
+    return {"median": middle, "n": len(values), "spread": (upper - lower) / middle, "rounds": list(values)}
+
+
+def shown(found: Mapping[str, Any], form: str = ".1f", scale: float = 1.0) -> str:
+    """A summary for a table: the median and half of the spread."""
+    return f"{found['median'] * scale:{form}} (±{found['spread'] / 2:.0%})"
+
+
+def machine_peak(connection: Connection) -> None:
+    """Send the best rate of a large float32 matrix product on all cores, in FLOP/s."""
+    import torch
+
+    torch.set_num_threads(CORES)
+    a, best = torch.randn(2048, 2048), float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - start)
+    connection.send(2 * 2048**3 / best)
+
+
+def network_work(connection: Connection, name: str, pooling: str, size: int, **options: Any) -> None:
+    """Send the FLOP of one image, (evaluation, training); a multiply-add is two."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.torch_networks import Network
+
+    network, images = Network(name, pooling, **options), torch.zeros(2, 3, size, size)
+    with FlopCounterMode(display=False) as training:
+        network(images).sum().backward()
+    with FlopCounterMode(display=False) as evaluation, torch.inference_mode():
+        network.eval()(images)
+    connection.send((evaluation.get_total_flops() / 2, training.get_total_flops() / 2))
+
+
+def memory(key: str) -> int:
+    """Bytes of this process: 'VmRSS' now, 'VmHWM' at most so far."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"{key}:\s+(\d+) kB", text)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {key}")
+    return int(found.group(1)) * 1024
+
+
+def environment(packages: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """What figures depend on: date, command, machine, versions, and the settings given."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {_processor()}",
+        "cores": CORES,
+        "load at start": round(os.getloadavg()[0], 2),
+        **settings,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+    }
+
+
+def heading(about: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown that say what figures depend on."""
+    lines = ["    " + str(about["command"]), ""]
+    facts = [f"{about['date']}, {about['machine']}, {about['cores']} cores"]
+    facts += [f"{name} {version}" for name, version in about["versions"].items()]
+    hidden = ("date", "command", "machine", "cores", "versions", "peak_flops")
+    facts += [f"{key} {value}" for key, value in about.items() if key not in hidden]
+    if "peak_flops" in about:
+        facts.append(f"best rate of a float32 matrix product on all cores {about['peak_flops'] / 1e9:.0f} GFLOP/s")
+    return [*lines, "; ".join(facts) + ".", ""]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+
+
+def arguments_of(description: str) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks understand."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, help="folder for a report in Markdown and one in JSON")
+    return parser
+
+
+def say(text: str) -> None:
+    """A line of progress, with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def report(folder: Path | None, name: str, values: Mapping[str, Any], text: str) -> None:
+    """Print a report and write it to ``folder/name.md`` and ``folder/name.json``."""
+    print("\n" + text, flush=True)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def _processor() -> str:
+    names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return names[0] if names else platform.processor()

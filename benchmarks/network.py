@@ -1,0 +1,258 @@
+"""Training and evaluation of whole networks against PyTorch: speed, peak memory, share of the machine's peak.
+
+    python benchmarks/network.py --output docs/benchmarks          writes network.json and network.md there
+
+MindSpore runs the step that train.py runs: `Model` with the project's optimiser and loss in graph mode. PyTorch runs
+the same network with the poolings of `torch_poolings.py`, channels-last, with its fused SGD. Both have the same weights
+and images in memory; losses of the first steps are compared where nothing is random. Every runtime lives in a process
+of its own for each network, in interleaved rounds of one training step, then of one evaluation batch; the peak memory
+is that of the whole process after its training steps, before its first evaluation. Needs torch beside the requirements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import measure
+from benchmarks.measure import CORES, Worker
+
+RUNTIMES = {"mindspore": "MindSpore", "torch": "PyTorch"}
+PACKAGES = ("mindspore", "torch", "numpy")
+RATE, MOMENTUM, DECAY, SMOOTHING = 0.01, 0.9, 1e-4, 0.1
+COMPARED_STEPS = 2
+
+
+def batch_of(size: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels, the same in every process."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((count, 3, size, size), dtype=np.float32)
+    return images, rng.integers(0, classes, count).astype(np.int32)
+
+
+def training_step(
+    name: str, pooling: str, classes: int, batch: tuple[np.ndarray, np.ndarray], **options: Any
+) -> tuple[Any, Any]:
+    """A function that trains a step on a batch, as train.py does, and gives its loss; and the network."""
+    import mindspore as ms
+    from mindspore.train import Model
+
+    from src.models import create_model
+    from src.training.losses import LabelSmoothingCrossEntropy
+    from src.training.optimizers import build_optimizer
+
+    network = create_model(name, pooling=pooling, num_classes=classes, **options)
+    rates = np.full(100_000, RATE, np.float32)
+    optimizer = build_optimizer(list(network.trainable_params()), rates, momentum=MOMENTUM, weight_decay=DECAY)
+    model = Model(network, loss_fn=LabelSmoothingCrossEntropy(SMOOTHING), optimizer=optimizer)
+    images, labels = (ms.Tensor(a) for a in batch)
+
+    def step() -> float:
+        model.train_network.set_train(True)
+        return float(model.train_network(images, labels).asnumpy())
+
+    return step, network
+
+
+def mindspore_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], float], Callable[[], np.ndarray]]:
+    """A training step that gives its loss, and an evaluation that gives logits; writes the initial weights."""
+    from src.runtime.environment import prepare_environment
+
+    prepare_environment()
+    import mindspore as ms
+
+    from src.runtime.distributed import set_context
+
+    set_context("GRAPH", "CPU")
+    ms.set_seed(0)
+    batch = batch_of(case["size"], case["batch"], case["classes"])
+    step, network = training_step(case["network"], case["pooling"], case["classes"], batch)
+    np.savez(weights, **{p.name: p.asnumpy() for p in network.get_parameters()})
+    images = ms.Tensor(batch[0])
+
+    def evaluate() -> np.ndarray:
+        network.set_train(False)
+        return network(images).asnumpy()
+
+    return step, evaluate
+
+
+def torch_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], float], Callable[[], np.ndarray]]:
+    """The same in PyTorch, from the weights that the other side wrote."""
+    import torch
+
+    from benchmarks.torch_networks import load_weights
+    from benchmarks.torch_training import TrainedNetwork
+
+    torch.set_num_threads(CORES)
+    network = load_weights(
+        TrainedNetwork(case["network"], case["pooling"], num_classes=case["classes"]), np.load(weights)
+    )
+    network = network.to(memory_format=torch.channels_last)
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain}]
+    optimizer = torch.optim.SGD(groups, RATE, momentum=MOMENTUM, fused=True)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+    images, labels = (torch.from_numpy(a) for a in batch_of(case["size"], case["batch"], case["classes"]))
+    images, labels = images.contiguous(memory_format=torch.channels_last), labels.long()
+
+    def step() -> float:
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss = criterion(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    def evaluate() -> np.ndarray:
+        network.eval()
+        with torch.inference_mode():
+            return network(images).numpy()
+
+    return step, evaluate
+
+
+def work(connection: Connection, runtime: str, case: dict[str, Any], weights: Path) -> None:
+    """Answer ("losses", n), ("memory",), ("logits",), ("train",) and ("evaluate",), the last two with seconds."""
+    make = mindspore_functions if runtime == "mindspore" else torch_functions
+    step, evaluate = make(case, weights)
+
+    def clock(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    measure.serve(
+        connection,
+        ready=lambda: True,
+        losses=lambda count: [step() for _ in range(count)],
+        memory=lambda: measure.memory("VmHWM"),
+        logits=evaluate,
+        train=lambda: (step(), clock(step))[1],
+        evaluate=lambda: (evaluate(), clock(evaluate))[1],
+    )
+
+
+def compare(arguments: argparse.Namespace, name: str, pooling: str) -> dict[str, Any]:
+    """Everything about one network."""
+    case = {
+        "network": name,
+        "pooling": pooling,
+        "batch": arguments.batch_size,
+        "size": arguments.image_size,
+        "classes": arguments.class_num,
+    }
+    result: dict[str, Any] = dict(case)
+    result["flop"] = Worker(measure.network_work, name, pooling, arguments.image_size).ask()
+    with tempfile.TemporaryDirectory() as place:
+        weights = Path(place) / "weights.npz"
+        workers = {}
+        for runtime in RUNTIMES:  # one after the other: MindSpore writes the weights that PyTorch reads
+            workers[runtime] = Worker(work, runtime, case, weights)
+            workers[runtime].ask("ready")
+        # Before anything is trained: evaluation in MindSpore costs memory that training alone would not take.
+        losses = {runtime: worker.ask("losses", COMPARED_STEPS) for runtime, worker in workers.items()}
+        train = measure.interleave(workers, arguments.rounds, "train")
+        result["memory"] = {runtime: worker.ask("memory") for runtime, worker in workers.items()}
+        for worker in workers.values():
+            worker.ask("logits")
+        evaluate = measure.interleave(workers, arguments.rounds, "evaluate")
+        for worker in workers.values():
+            worker.stop()
+    result["first losses"] = losses
+    for phase, seconds in (("training", train), ("evaluation", evaluate)):
+        result[phase] = {r: measure.summary([arguments.batch_size / s for s in seconds[r]]) for r in RUNTIMES}
+        rates = ", ".join(f"{RUNTIMES[r]} {measure.shown(result[phase][r])}" for r in RUNTIMES)
+        measure.say(f"{name} {pooling} {phase}: {rates} images/s, {ratio(result[phase]):.2f} x")
+    sizes = result["memory"]
+    measure.say(
+        f"{name} {pooling} peak memory: " + ", ".join(f"{RUNTIMES[r]} {sizes[r] / 2**20:.0f} MiB" for r in sizes)
+    )
+    return result
+
+
+def ratio(found: dict[str, Any]) -> float:
+    """MindSpore's speed over PyTorch's."""
+    return found["mindspore"]["median"] / found["torch"]["median"]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a table, two lines for each network and pooling."""
+    peak = report["about"]["peak_flops"]
+    rows = []
+    for found in report["results"]:
+        for phase, flop in zip(("evaluation", "training"), found["flop"]):
+            rates = [
+                f"{measure.shown(found[phase][r])}, {found[phase][r]['median'] * flop / peak:.0%}" for r in RUNTIMES
+            ]
+            row = [found["network"], found["pooling"], phase, *rates, f"{ratio(found[phase]):.2f}"]
+            if phase == "training":
+                sizes = [found["memory"][r] for r in RUNTIMES]
+                row += [*(f"{size / 2**20:.0f}" for size in sizes), f"{sizes[0] / sizes[1]:.2f}"]
+            rows.append([*row, *[""] * (9 - len(row))])
+    head = ["network", "pooling", "phase", *RUNTIMES.values(), "ratio"]
+    head += [*(f"peak memory, {title} (MiB)" for title in RUNTIMES.values()), "ratio"]
+    worst = max(
+        abs(a / b - 1)
+        for found in report["results"]
+        for a, b in zip(*(found["first losses"][r][: _equal_steps(found["pooling"])] for r in RUNTIMES))
+    )
+    lines = [
+        "# Training and evaluation of whole networks",
+        "",
+        *measure.heading(report["about"]),
+        "Images per second: median (± half of the rounds' interquartile range), share of the best matrix product.",
+        "Ratios are MindSpore's figures over PyTorch's. Peak memory is that of the whole training process.",
+        "",
+        *measure.table(head, rows),
+        "",
+        f"Largest relative difference of the losses of the first steps (DropCov's are random): {worst:.1e}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _equal_steps(pooling: str) -> int:
+    return 0 if pooling == "dropcov" else COMPARED_STEPS
+
+
+def main() -> int:
+    """Measure what the command line asks for and write the report."""
+    parser = measure.arguments_of(__doc__)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument(
+        "--poolings", nargs="+", choices=("gap", "dropcov", "fast_mpn"), default=["gap", "dropcov", "fast_mpn"]
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--class_num", type=int, default=1000)
+    parser.add_argument("--small", action="store_true", help="32 pixels, batch 4, 10 classes, 2 rounds: to try it")
+    arguments = parser.parse_args()
+    if arguments.small:
+        arguments.image_size, arguments.batch_size, arguments.class_num, arguments.rounds = 32, 4, 10, 2
+    about = measure.environment(
+        PACKAGES, batch=arguments.batch_size, size=arguments.image_size, rounds=arguments.rounds
+    )
+    peaks, results = [Worker(measure.machine_peak).ask()], []
+    for name in arguments.networks:
+        for pooling in arguments.poolings:
+            results.append(compare(arguments, name, pooling))
+            peaks.append(Worker(measure.machine_peak).ask())
+    report = {"about": {**about, "peak_flops": max(peaks)}, "results": results}
+    measure.report(arguments.output, "network", report, markdown(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
