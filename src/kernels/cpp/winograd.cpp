@@ -1,0 +1,359 @@
+// 3x3 convolutions of stride 1 and padding 1 in float32, forward and both gradients, by Winograd's F(2x2, 3x3)
+// (Lavin and Gray, CVPR 2016): 16 products for four outputs instead of 36.
+#include "common.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kRows = 14;  // 14 x 2 sums, 2 columns and one factor: 31 of 32 registers
+#else
+constexpr int kRows = 3;
+#endif
+
+struct Shape {
+  int64_t n, c, h, w;
+  Shape(int64_t n, int64_t c, int64_t h, int64_t w) : n(n), c(c), h(h), w(w) {}
+  explicit Shape(const int64_t *s) : Shape(s[0], s[1], s[2], s[3]) {}
+  int64_t tile_rows() const { return (h + 1) / 2; }
+  int64_t tile_columns() const { return (w + 1) / 2; }
+};
+
+Scratch g_weights;
+std::vector<Scratch> g_tiles(256), g_sums(256);  // by thread
+
+// ------------------------------------------------------------------------------------------------------ transposes
+
+inline void transpose(Vec r[16]) {
+  const Index low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const Index high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  for (int round = 0; round < 4; ++round) {
+    Vec s[16];
+    for (int i = 0; i < 8; ++i) {
+      s[2 * i] = __builtin_shuffle(r[i], r[i + 8], low);
+      s[2 * i + 1] = __builtin_shuffle(r[i], r[i + 8], high);
+    }
+    for (int i = 0; i < 16; ++i) r[i] = s[i];
+  }
+}
+
+// count positions of 16 channels that lie stride apart -> (count, 16)
+void gather_channels(const float *x, int64_t stride, int64_t count, float *out) {
+  int64_t p = 0;
+  for (; p + 16 <= count; p += 16) {
+    Vec r[16];
+    for (int i = 0; i < 16; ++i) r[i] = load(x + i * stride + p);
+    transpose(r);
+    for (int i = 0; i < 16; ++i) store(out + (p + i) * L, r[i]);
+  }
+  for (; p < count; ++p)
+    for (int i = 0; i < 16; ++i) out[p * L + i] = x[i * stride + p];
+}
+
+void scatter_channels(const float *in, int64_t stride, int64_t count, float *y) {
+  int64_t p = 0;
+  for (; p + 16 <= count; p += 16) {
+    Vec r[16];
+    for (int i = 0; i < 16; ++i) r[i] = load(in + (p + i) * L);
+    transpose(r);
+    for (int i = 0; i < 16; ++i) store(y + i * stride + p, r[i]);
+  }
+  for (; p < count; ++p)
+    for (int i = 0; i < 16; ++i) y[i * stride + p] = in[p * L + i];
+}
+
+// ------------------------------------------------------------------------------------------------------ transforms
+// A group is a run of tile rows, which may belong to several images. Its tiles are kept as (16, channels / 16, tiles,
+// 16): the place in the 4x4 tile, panel, tile, channel within the panel.
+
+struct Group {
+  int64_t begin, end;  // tile rows, counted through all images
+};
+
+struct Layout {
+  int64_t tiles, panel, place;  // tiles of the group; floats between panels and between places
+  Layout(int64_t tiles, int64_t channels) : tiles(tiles), panel(tiles * L), place(tiles * channels + L) {}
+  int64_t floats() const { return 16 * place; }
+};
+
+// B^T d B of every 4x4 tile of x (overlapping by two).
+void transform_input(const float *x, const Shape &s, Group g, const Layout &to, float *out, float *scratch) {
+  const int64_t columns = s.tile_columns();
+  for (int64_t panel = 0; panel < s.c / L; ++panel)
+    for (int64_t u = g.begin; u < g.end; ++u) {
+      const int64_t image = u / s.tile_rows(), top = u % s.tile_rows() * 2 - 1;
+      const int64_t first = std::max<int64_t>(top, 0), last = std::min(top + 4, s.h);
+      gather_channels(x + ((image * s.c + panel * L) * s.h + first) * s.w, s.h * s.w, (last - first) * s.w, scratch);
+      const float *row[4];
+      for (int i = 0; i < 4; ++i)
+        row[i] = top + i >= first && top + i < last ? scratch + (top + i - first) * s.w * L : nullptr;
+      auto column = [&](int64_t j, Vec t[4]) {  // B^T d, one column of it
+        Vec d[4];
+        for (int i = 0; i < 4; ++i) d[i] = row[i] && j >= 0 && j < s.w ? load(row[i] + j * L) : Vec{};
+        t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1], t[3] = d[1] - d[3];
+      };
+      float *to_tile = out + panel * to.panel + (u - g.begin) * columns * L;
+      Vec a[4], b[4], c[4], d[4];
+      column(-1, a), column(0, b);
+      for (int64_t tile = 0; tile < columns; ++tile, to_tile += L) {
+        column(2 * tile + 1, c), column(2 * tile + 2, d);
+        for (int i = 0; i < 4; ++i) {
+          float *p = to_tile + 4 * i * to.place;
+          store(p, a[i] - c[i]);
+          store(p + to.place, b[i] + c[i]);
+          store(p + 2 * to.place, c[i] - b[i]);
+          store(p + 3 * to.place, b[i] - d[i]);
+          a[i] = c[i], b[i] = d[i];
+        }
+      }
+    }
+}
+
+// A^T m A of every tile: 2x2 outputs.
+void transform_output(const float *in, const Layout &from, const Shape &s, Group g, float *y, float *scratch) {
+  const int64_t columns = s.tile_columns();
+  for (int64_t panel = 0; panel < s.c / L; ++panel)
+    for (int64_t u = g.begin; u < g.end; ++u) {
+      const int64_t image = u / s.tile_rows(), top = u % s.tile_rows() * 2;
+      const int64_t rows = std::min<int64_t>(2, s.h - top);
+      const float *tile_in = in + panel * from.panel + (u - g.begin) * columns * L;
+      for (int64_t tile = 0; tile < columns; ++tile, tile_in += L) {
+        Vec t[2][4];
+        for (int j = 0; j < 4; ++j) {
+          const Vec m0 = load(tile_in + j * from.place), m1 = load(tile_in + (4 + j) * from.place);
+          const Vec m2 = load(tile_in + (8 + j) * from.place), m3 = load(tile_in + (12 + j) * from.place);
+          t[0][j] = m0 + m1 + m2, t[1][j] = m1 - m2 - m3;
+        }
+        for (int i = 0; i < rows; ++i) {
+          float *p = scratch + (i * s.w + 2 * tile) * L;
+          store(p, t[i][0] + t[i][1] + t[i][2]);
+          if (2 * tile + 1 < s.w) store(p + L, t[i][1] - t[i][2] - t[i][3]);
+        }
+      }
+      scatter_channels(scratch, s.h * s.w, rows * s.w, y + ((image * s.c + panel * L) * s.h + top) * s.w);
+    }
+}
+
+// A d A^T of every 2x2 tile of dy: the adjoint of the output's transform.
+void transform_gradient(const float *dy, const Shape &s, Group g, const Layout &to, float *out, float *scratch) {
+  const int64_t columns = s.tile_columns();
+  for (int64_t panel = 0; panel < s.c / L; ++panel)
+    for (int64_t u = g.begin; u < g.end; ++u) {
+      const int64_t image = u / s.tile_rows(), top = u % s.tile_rows() * 2;
+      const int64_t rows = std::min<int64_t>(2, s.h - top);
+      gather_channels(dy + ((image * s.c + panel * L) * s.h + top) * s.w, s.h * s.w, rows * s.w, scratch);
+      float *to_tile = out + panel * to.panel + (u - g.begin) * columns * L;
+      for (int64_t tile = 0; tile < columns; ++tile, to_tile += L) {
+        Vec t[4][2];
+        for (int j = 0; j < 2; ++j) {
+          const bool inside = 2 * tile + j < s.w;
+          const Vec d0 = inside ? load(scratch + (2 * tile + j) * L) : Vec{};
+          const Vec d1 = inside && rows == 2 ? load(scratch + (s.w + 2 * tile + j) * L) : Vec{};
+          t[0][j] = d0, t[1][j] = d0 + d1, t[2][j] = d0 - d1, t[3][j] = -d1;
+        }
+        for (int i = 0; i < 4; ++i) {
+          float *p = to_tile + 4 * i * to.place;
+          store(p, t[i][0]);
+          store(p + to.place, t[i][0] + t[i][1]);
+          store(p + 2 * to.place, t[i][0] - t[i][1]);
+          store(p + 3 * to.place, -t[i][1]);
+        }
+      }
+    }
+}
+
+// G g G^T of 16 kernels (9, 16) -> 16 places, `place` floats apart.
+inline void transform_kernel(const float k[9][L], float *out, int64_t place) {
+  Vec t[4][3];
+  for (int j = 0; j < 3; ++j) {
+    const Vec g0 = load(k[j]), g1 = load(k[3 + j]), g2 = load(k[6 + j]), s = (g0 + g2) * 0.5f, h = g1 * 0.5f;
+    t[0][j] = g0, t[1][j] = s + h, t[2][j] = s - h, t[3][j] = g2;
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vec s = (t[i][0] + t[i][2]) * 0.5f, h = t[i][1] * 0.5f;
+    float *p = out + 4 * i * place;
+    store(p, t[i][0]), store(p + place, s + h), store(p + 2 * place, s - h), store(p + 3 * place, t[i][2]);
+  }
+}
+
+// Weights (o, c, 3, 3) -> (16, o / 16, c, 16), or for the data gradient, turned by 180 degrees, (16, c / 16, o, 16).
+void transform_weights(const float *w, int64_t o, int64_t c, bool turned, float *out) {
+  const int64_t outer = turned ? c : o, inner = turned ? o : c, place = o * c;
+  parallel(outer / L, [&](int64_t panel, int) {
+    for (int64_t i = 0; i < inner; ++i) {
+      alignas(64) float k[9][L];
+      for (int l = 0; l < L; ++l) {
+        const float *g = turned ? w + (i * c + panel * L + l) * 9 : w + ((panel * L + l) * c + i) * 9;
+        for (int j = 0; j < 9; ++j) k[turned ? 8 - j : j][l] = g[j];
+      }
+      transform_kernel(k, out + (panel * inner + i) * L, place);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------- products
+
+// out (R, 2 panels) = or += sum over k of a(row, k) * b(k, 2 panels).
+// Forward: rows are tiles and k channels, a advances by `a_panel` after 16; weight gradient: rows are channels, k tiles.
+template <int R, bool kTilesAreRows>
+void product(const float *a, int64_t a_panel, const float *b, int64_t b_panel, int64_t depth, float *out,
+             int64_t out_panel) {
+  Vec sum[R][2] = {};
+  if (kTilesAreRows) {
+    for (int64_t k0 = 0; k0 < depth; k0 += L, a += a_panel)
+      for (int k = 0; k < L; ++k, b += L) {
+        const Vec b0 = load(b), b1 = load(b + b_panel);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const float v = a[r * L + k];
+          sum[r][0] += v * b0, sum[r][1] += v * b1;
+        }
+      }
+  } else {
+    for (int64_t k = 0; k < depth; ++k, a += L, b += L) {
+      const Vec b0 = load(b), b1 = load(b + b_panel);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const float v = a[r];
+        sum[r][0] += v * b0, sum[r][1] += v * b1;
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < 2; ++j) {
+      float *p = out + r * L + j * out_panel;
+      store(p, kTilesAreRows ? sum[r][j] : load(p) + sum[r][j]);
+    }
+}
+
+typedef void (*Product)(const float *, int64_t, const float *, int64_t, int64_t, float *, int64_t);
+
+template <int R>
+Product forward_product(int rows) {
+  if constexpr (R == 0) {
+    return nullptr;
+  } else {
+    return rows == R ? product<R, true> : forward_product<R - 1>(rows);
+  }
+}
+
+// For one place: tiles (c / 16, tiles, 16) times weights (o / 16, c, 16) -> (o / 16, tiles, 16).
+void multiply(const float *v, const float *u, int64_t c, int64_t o, int64_t tiles, float *m) {
+  const int64_t blocks = (tiles + kRows - 1) / kRows;
+  for (int64_t panel = 0; panel < o / L; panel += 2)
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t t0 = tiles * i / blocks, t1 = tiles * (i + 1) / blocks;
+      forward_product<kRows>(t1 - t0)(v + t0 * L, tiles * L, u + panel * c * L, c * L, c,
+                                      m + (panel * tiles + t0) * L, tiles * L);
+    }
+}
+
+// For one place: dU (o / 16, c, 16) += tiles of x (c / 16, tiles, 16), transposed, times tiles of dy (o / 16, tiles, 16).
+void multiply_transposed(const float *v, const float *d, int64_t c, int64_t o, int64_t tiles, float *du) {
+  constexpr int R = kRows >= 8 ? 8 : 2;
+  for (int64_t panel = 0; panel < o / L; panel += 2)
+    for (int64_t i = 0; i < c; i += R)
+      product<R, false>(v + i / L * tiles * L + i % L, 0, d + panel * tiles * L, tiles * L, tiles,
+                        du + (panel * c + i) * L, c * L);
+}
+
+// ------------------------------------------------------------------------------------------------------ convolutions
+
+// Tiles of a group: few enough to stay in a core's cache, enough that reading the weights once per group is cheap.
+constexpr int64_t kManyWeights = 128 * 1024;
+
+int64_t rows_of_group(const Shape &s, int64_t wanted, int threads) {
+  const int64_t all = s.n * s.tile_rows();
+  const int64_t rows = std::max<int64_t>(1, wanted / s.tile_columns());
+  return std::max<int64_t>(1, std::min(rows, all / threads));
+}
+
+// y (n, o, h, w) from x (n, c, h, w); with `turned` the data gradient, where x is dy and weights are (c, o, 3, 3).
+void convolve(const float *x, const Shape &in, const float *w, int64_t o, bool turned, float *y) {
+  const int threads = g_threads;
+  const Shape out{in.n, o, in.h, in.w};
+  float *u = g_weights.get(16 * in.c * o);
+  transform_weights(w, turned ? in.c : o, turned ? o : in.c, turned, u);
+  const int64_t rows = rows_of_group(in, in.c * o < kManyWeights ? 56 : 98, threads), all = in.n * in.tile_rows();
+  parallel((all + rows - 1) / rows, [&](int64_t i, int thread) {
+    const Group g{i * rows, std::min((i + 1) * rows, all)};
+    const int64_t tiles = (g.end - g.begin) * in.tile_columns();
+    const Layout from(tiles, in.c), to(tiles, o);
+    float *v = g_tiles[thread].get(from.floats() + to.floats() + 4 * in.w * L);
+    float *m = v + from.floats(), *scratch = m + to.floats();
+    transform_input(x, in, g, from, v, scratch);
+    for (int k = 0; k < 16; ++k) multiply(v + k * from.place, u + k * in.c * o, in.c, o, tiles, m + k * to.place);
+    transform_output(m, to, out, g, y, scratch);
+  });
+}
+
+void weight_gradient(const float *x, const Shape &in, const float *dy, int64_t o, float *dw) {
+  const int threads = g_threads;
+  const Shape out{in.n, o, in.h, in.w};
+  const int64_t rows = rows_of_group(in, in.c * o < kManyWeights ? 56 : 196, threads), all = in.n * in.tile_rows();
+  const int64_t size = in.c * o;
+  std::vector<float *> sums(threads, nullptr);
+  const int64_t groups = (all + rows - 1) / rows;
+  // Each thread takes every so-manieth group, not the next one: the order of the sum is the same in every run.
+  parallel(threads, [&](int64_t thread, int) {
+    float *sum = sums[thread] = g_sums[thread].get(16 * size);
+    std::memset(sum, 0, 16 * size * sizeof(float));
+    for (int64_t i = thread; i < groups; i += threads) {
+      const Group g{i * rows, std::min((i + 1) * rows, all)};
+      const int64_t tiles = (g.end - g.begin) * in.tile_columns();
+      const Layout from(tiles, in.c), to(tiles, o);
+      float *v = g_tiles[thread].get(from.floats() + to.floats() + 4 * in.w * L);
+      float *d = v + from.floats(), *scratch = d + to.floats();
+      transform_input(x, in, g, from, v, scratch);
+      transform_gradient(dy, out, g, to, d, scratch);
+      for (int k = 0; k < 16; ++k)
+        multiply_transposed(v + k * from.place, d + k * to.place, in.c, o, tiles, sum + k * size);
+    }
+  });
+  parallel(o / L, [&](int64_t panel, int) {  // G^T dU G
+    for (int64_t c = 0; c < in.c; ++c) {
+      Vec s[4][4] = {};
+      for (const float *sum : sums)
+        if (sum)
+          for (int k = 0; k < 16; ++k) s[k / 4][k % 4] += load(sum + k * size + (panel * in.c + c) * L);
+      Vec t[3][4];
+      for (int j = 0; j < 4; ++j) {
+        const Vec a = (s[1][j] + s[2][j]) * 0.5f;
+        t[0][j] = s[0][j] + a, t[1][j] = (s[1][j] - s[2][j]) * 0.5f, t[2][j] = a + s[3][j];
+      }
+      alignas(64) float k[9][L];
+      for (int i = 0; i < 3; ++i) {
+        const Vec a = (t[i][1] + t[i][2]) * 0.5f;
+        store(k[3 * i], t[i][0] + a), store(k[3 * i + 1], (t[i][1] - t[i][2]) * 0.5f), store(k[3 * i + 2], a + t[i][3]);
+      }
+      for (int l = 0; l < L; ++l)
+        for (int j = 0; j < 9; ++j) dw[((panel * L + l) * in.c + c) * 9 + j] = k[j][l];
+    }
+  });
+}
+
+}  // namespace
+
+// x (n, c, h, w), weights (o, c, 3, 3) -> y (n, o, h, w).
+KERNEL(winograd_forward) {
+  if (!all_float32(count, types)) return 1;
+  std::lock_guard<std::mutex> lock(g_running);
+  convolve(p[0], Shape(shapes[0]), p[1], shapes[1][0], false, p[2]);
+  return 0;
+}
+
+// dy (n, o, h, w), weights (o, c, 3, 3) -> dx (n, c, h, w).
+KERNEL(winograd_data_gradient) {
+  if (!all_float32(count, types)) return 1;
+  std::lock_guard<std::mutex> lock(g_running);
+  convolve(p[0], Shape(shapes[0]), p[1], shapes[1][1], true, p[2]);
+  return 0;
+}
+
+// x (n, c, h, w), dy (n, o, h, w) -> dw (o, c, 3, 3).
+KERNEL(winograd_weight_gradient) {
+  if (!all_float32(count, types)) return 1;
+  std::lock_guard<std::mutex> lock(g_running);
+  weight_gradient(p[0], Shape(shapes[0]), p[1], shapes[1][1], p[2]);
+  return 0;
+}

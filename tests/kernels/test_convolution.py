@@ -1,0 +1,112 @@
+"""Winograd's convolutions against direct ones in float64, in both modes, at even, odd and tiny sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import nn
+
+from src.kernels.convolution import WinogradConv2d, takes_winograd, winograd_operator
+from src.kernels.library import set_threads
+from src.models.classifier import convolution
+
+# images, input channels, output channels, height, width
+SHAPES = [
+    (2, 32, 64, 8, 8),
+    (3, 64, 32, 7, 9),
+    (1, 32, 32, 1, 1),
+    (2, 32, 96, 13, 6),
+    (5, 512, 256, 7, 7),
+    (1, 32, 32, 2, 40),
+]
+
+
+def draw(n: int, c: int, o: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(shape) for shape in ((n, c, h, w), (o, c, 3, 3), (n, o, h, w)))
+    return x.astype(np.float32), (weight / (3 * c**0.5)).astype(np.float32), dy.astype(np.float32)
+
+
+def compute(library: Path, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+    """Output and both gradients."""
+    conv = convolution(weight.shape[1], weight.shape[0], 3)
+    conv.weight.set_data(ms.Tensor(weight))
+    cell = WinogradConv2d(conv, winograd_operator(library))
+
+    def weighted(x: ms.Tensor, dy: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        y = cell(x)
+        return (y * dy).sum(), y
+
+    (_, y), (dx, (dw,)) = ms.value_and_grad(weighted, 0, [conv.weight], has_aux=True)(ms.Tensor(x), ms.Tensor(dy))
+    return [t.asnumpy() for t in (y, dx, dw)]
+
+
+def exact(x: np.ndarray, weight: np.ndarray, dy: np.ndarray, dtype: torch.dtype) -> list[np.ndarray]:
+    tx, tw = (torch.tensor(a, dtype=dtype, requires_grad=True) for a in (x, weight))
+    y = torch.conv2d(tx, tw, padding=1)
+    y.backward(torch.tensor(dy, dtype=dtype))
+    return [t.detach().numpy() for t in (y, tx.grad, tw.grad)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients(library: Path, shape: tuple[int, ...], mode: str) -> None:
+    values = draw(*shape)
+    found, expected, direct = compute(library, *values), exact(*values, torch.float64), exact(*values, torch.float32)
+    for name, a, b, d in zip(("output", "data gradient", "weight gradient"), found, expected, direct):
+        error, usual = (np.abs(v - b).max() / np.abs(b).max() for v in (a, d))
+        assert error <= max(3 * usual, 1e-6), f"{name}: {error:.1e}, a direct convolution in float32 has {usual:.1e}"
+
+
+def test_runs_are_bit_identical_and_threads_share_the_work(library: Path, graph_mode: None) -> None:
+    values = draw(6, 32, 64, 14, 14)
+    first, second = compute(library, *values), compute(library, *values)
+    set_threads(library, 1)
+    alone = compute(library, *values)
+    set_threads(library, 2)
+    for a, b in zip(first, second):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(first, alone):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_by_differences(library: Path, graph_mode: None) -> None:
+    """The weight gradient is that of the operator itself, not only of a convolution like it."""
+    x, weight, dy = draw(1, 32, 32, 5, 4)
+    _, dx, dw = compute(library, x, weight, dy)
+    for which, gradient in ((0, dx), (1, dw)):
+        values, place, step = [x, weight], np.unravel_index(7, gradient.shape), 1e-1  # linear: any step serves
+        ends = []
+        for sign in (1, -1):
+            moved = [v.copy() for v in values]
+            moved[which][place] += sign * step
+            ends.append(float((compute(library, *moved, dy)[0].astype(np.float64) * dy).sum()))
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(gradient[place], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [ms.float16, ms.float64])
+def test_other_types_are_refused(library: Path, graph_mode: None, dtype: ms.Type) -> None:
+    x, weight, _ = draw(1, 32, 32, 4, 4)
+    with pytest.raises(RuntimeError):
+        winograd_operator(library)(ms.Tensor(x).astype(dtype), ms.Tensor(weight).astype(dtype)).asnumpy()
+
+
+@pytest.mark.parametrize(
+    ("conv", "taken"),
+    [
+        (convolution(32, 64, 3), True),
+        (convolution(32, 64, 3, 2), False),
+        (convolution(32, 64, 1), False),
+        (convolution(3, 64, 3), False),
+        (convolution(32, 48, 3), False),
+        (convolution(32, 32, 3, groups=32), False),
+        (nn.Conv2d(32, 32, 3, pad_mode="pad", padding=1, has_bias=True), False),
+        (nn.Conv2d(32, 32, 3, pad_mode="pad", padding=2, dilation=2), False),
+        (nn.Conv2d(32, 32, 3, pad_mode="valid"), False),
+    ],
+)
+def test_which_convolutions_are_taken(conv: nn.Conv2d, taken: bool) -> None:
+    assert takes_winograd(conv) is taken
