@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from src.errors import UserError
 from src.runtime.signals import StopRequest
-from src.study.plots import plot_study
 from src.study.runner import run_study, states
 from src.study.runs import State
 from src.study.spec import Run, Study, read_study
@@ -32,6 +31,15 @@ from src.study.summary import markdown, write_summary
 def clock(seconds: float) -> str:
     """h:mm:ss; a dash where unknown."""
     return str(datetime.timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "-"
+
+
+def write_results(study: Study, known: dict[Run, State], output: Path) -> str:
+    """Write tables and plot; the Markdown table."""
+    from src.study.plots import plot_study  # here: NumPy's threads must not start before signals are received
+
+    groups = write_summary(study, known, output)
+    plot_study(study, known, output / "curves.png")
+    return markdown(study, groups)
 
 
 class Reporter:
@@ -53,8 +61,7 @@ class Reporter:
         if self.at_start is None:
             self.at_start = epochs
         if finished != self.finished:
-            write_summary(self.study, known, self.output)
-            plot_study(self.study, known, self.output / "curves.png")
+            write_results(self.study, known, self.output)
         if self.bar is not None:
             self.bar.total = wanted
             self.bar.update(epochs - self.bar.n)
@@ -101,10 +108,7 @@ def run(arguments: Any, rest: Sequence[str]) -> int:
     study = read_study(arguments.study)
     overrides = [text[2:] for text in rest]
     if arguments.summary:
-        known = states(study, arguments.output, overrides)
-        write_summary(study, known, arguments.output)
-        plot_study(study, known, arguments.output / "curves.png")
-        print(markdown(study, write_summary(study, known, arguments.output)))
+        print(write_results(study, states(study, arguments.output, overrides), arguments.output))
         return 0
     bar = arguments.progress == "bar" or (arguments.progress == "auto" and sys.stderr.isatty())
     stop = StopRequest()
@@ -115,7 +119,7 @@ def run(arguments: Any, rest: Sequence[str]) -> int:
     if stop.received:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + stop.received
-    print(markdown(study, write_summary(study, known, arguments.output)))
+    print(write_results(study, known, arguments.output))
     failures = {run: state.failure for run, state in known.items() if not state.done}
     for failed, why in failures.items():
         print(f"failed: {failed.name}: {why or 'ended early'}", file=sys.stderr)

@@ -1,0 +1,88 @@
+"""Loss landscapes of poolings: python scripts/landscape.py --config_path FILE --output DIR [--key=value ...].
+
+Trains the configured network with each pooling and records, every few steps, how loss and gradient change along the
+gradient at the stem's output (CVPR 2020). DIR gets POOLING.json for each and landscape.png; poolings that have their
+file already are not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tqdm import tqdm
+
+from src.config import Config, load_config
+from src.config.entry import open_session
+from src.data import open_source, steps_per_epoch
+from src.errors import UserError
+from src.runtime.files import write_json
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Parse arguments, train, write, draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config_path", type=Path, required=True, help="configuration of the training")
+    parser.add_argument("--output", type=Path, required=True, help="folder for JSON and picture")
+    parser.add_argument("--poolings", nargs="+", default=["gap", "fast_mpn"], metavar="NAME")
+    parser.add_argument("--every", type=int, default=10, help="training steps between two measurements")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.every < 1:
+        parser.error("--every must be at least 1")
+    try:
+        runs = {}
+        for pooling in arguments.poolings:
+            config = load_config(arguments.config_path, [*rest, f"pooling={pooling}"])
+            with open_session(config):
+                runs[pooling] = _records(config, arguments.output / f"{pooling}.json", arguments.every)
+        _finish(runs, config, arguments.output / "landscape.png")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _records(config: Config, path: Path, every: int) -> list[dict[str, float]]:
+    """Measure, or read what was measured."""
+    from src.analysis.landscape import band_widths, read_records, record_landscape
+
+    settings = {**config.to_dict(), "every": every}
+    if path.is_file():
+        try:
+            content: Any = json.loads(path.read_text(encoding="utf-8"))
+            if content["config"] == settings:
+                return read_records(content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no landscape: {error}") from error
+        raise UserError(f"{path} was measured with other settings: give another --output, or remove it")
+    images = open_source(config.dataset, config.data_path, "train", config.image_list or None).num_samples
+    total = config.epoch_size * steps_per_epoch(config.train_images or images, config.batch_size)
+    found = []
+    for record in tqdm(record_landscape(config, every), total=total, desc=config.pooling, unit="step"):
+        if len(record) > 1:
+            found.append(record)
+    write_json(path, {"config": settings, "band_widths": band_widths(found), "records": found})
+    return found
+
+
+def _finish(runs: dict[str, list[dict[str, float]]], config: Config, path: Path) -> None:
+    from src.analysis.landscape import band_widths, plot_landscape
+
+    print("| pooling | probed steps | mean width of the loss band | mean width of the gradient band |")
+    print("| --- | --- | --- | --- |")
+    for name, records in runs.items():
+        widths = band_widths(records)
+        print(f"| {name} | {len(records)} | {widths['loss']:.4g} | {widths['gradient']:.4g} |")
+    plot_landscape(dict(runs), path, f"{config.net_name}, loss along the gradient at the stem's output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
