@@ -6,8 +6,9 @@ Training: decode, random resized crop, flip, normalise. Evaluation: decode, resi
 does what torchvision does on Pillow images, without the detours: Pillow crops and resizes in one call (with smoothing;
 Pillow knows no other way), random numbers are drawn together, and tensors are normalised in place. Both have the same
 files, batch size and number of workers (threads here, processes there) and deliver float32 batches; a round is a whole
-pass from its first to its last batch. The files are made by the script: random textures with the spectrum of photos,
-of the size in pixels and bytes that ImageNet's have. Needs torch beside the requirements.
+pass from its first to its last batch. "Decoding alone" is Pillow in as many threads, which throws the pixels away: no
+pipeline that decodes whole images can be faster. The files are made by the script: random textures with the spectrum of
+photos, of the size in pixels and bytes that ImageNet's have. Needs torch beside the requirements.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Callable
@@ -31,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from benchmarks.measure import CORES, Worker
 
-RUNTIMES = {"mindspore": "MindSpore, src.data", "torch": "PyTorch DataLoader, Pillow"}
+RUNTIMES = {"mindspore": "MindSpore, src.data", "torch": "PyTorch DataLoader, Pillow", "decode": "decoding alone"}
 PACKAGES = ("mindspore", "torch", "numpy", "pillow")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,7 +53,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.clip(128 + 55 * light[..., None] + colours, 0, 255).astype(np.uint8)
 
 
-def write_images(folder: Path, count: int, height: int, width: int) -> int:
+def write_images(folder: Path, count: int, height: int, width: int, quality: int = 90) -> int:
     """Fill ``train/`` and ``val/`` with the same JPEG files; their mean size in bytes."""
     rng = np.random.default_rng(0)
     sizes = []
@@ -60,7 +62,7 @@ def write_images(folder: Path, count: int, height: int, width: int) -> int:
         for split in ("train", "val"):
             path = folder / split / f"class{index % 4}" / f"{index:04}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, quality=90)
+            image.save(path, quality=quality)
         sizes.append(path.stat().st_size)
     return round(sum(sizes) / count)
 
@@ -114,6 +116,23 @@ def torch_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[bool]
     return lambda training: loaders[training]
 
 
+def decoding_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[bool], Iterable[Any]]:
+    """Makes a pass that decodes the files with the project's decoder, in threads."""
+    from src.data.decoding import load_image, open_image
+
+    files = sorted((folder / "train").glob("*/*.jpg")) * arguments.repeat
+    shape = (3, arguments.image_size, arguments.image_size)
+    nothing = np.empty((1, *shape), np.float32)
+
+    def decode(path: Path) -> tuple[np.ndarray, list[int]]:
+        with open_image(path.read_bytes()) as image:
+            load_image(image)
+        return nothing, [0]
+
+    pool = ThreadPoolExecutor(arguments.workers)
+    return lambda training: pool.map(decode, files)
+
+
 class TorchImages:
     """A map-style data set for DataLoader: ``(image float32 (3, S, S), label)`` by index."""
 
@@ -165,7 +184,8 @@ class TorchImages:
 
 def work(connection: Connection, runtime: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Answer ("run", training) with (images per second, CPU seconds per image, shape of a batch)."""
-    make = (mindspore_passes if runtime == "mindspore" else torch_passes)(arguments, folder)
+    makers = {"mindspore": mindspore_passes, "torch": torch_passes, "decode": decoding_passes}
+    make = makers[runtime](arguments, folder)
 
     def run(training: bool) -> tuple[float, float, tuple[int, ...]]:
         start, before, count = time.perf_counter(), _cpu_seconds(), 0
@@ -190,7 +210,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both phases, interleaved."""
     with tempfile.TemporaryDirectory() as place:
         measure.say(f"writing {arguments.images} images")
-        size = write_images(Path(place), arguments.images, arguments.height, arguments.width)
+        size = write_images(Path(place), arguments.images, arguments.height, arguments.width, arguments.quality)
         workers = {runtime: Worker(work, runtime, arguments, Path(place)) for runtime in RUNTIMES}
         result: dict[str, Any] = {"mean bytes": size, "phases": {}}
         for phase, training in (("training", True), ("evaluation", False)):
@@ -215,15 +235,16 @@ def markdown(report: dict[str, Any]) -> str:
     """The report as a table."""
     about, rows = report["about"], []
     for phase, found in report["result"]["phases"].items():
-        rates = {r: found[r]["images_per_second"] for r in RUNTIMES}
         used = min(about["workers"], about["cores"])
-        ratio = rates["mindspore"]["median"] / rates["torch"]["median"]
+        rates = [measure.shown(found[r]["images_per_second"], ".0f", 1 / used) for r in RUNTIMES]
         cpu = [measure.shown(found[r]["cpu_seconds"], ".2f", 1e3) for r in RUNTIMES]
-        cpu_ratio = found["torch"]["cpu_seconds"]["median"] / found["mindspore"]["cpu_seconds"]["median"]
-        rows.append([phase, *(measure.shown(rates[r], ".0f", 1 / used) for r in RUNTIMES), f"{ratio:.2f}"])
-        rows[-1] += [*cpu, f"{cpu_ratio:.2f}"]
-    head = ["phase", *(f"{title}, images/s and core" for title in RUNTIMES.values()), "ratio"]
-    head += [*(f"{title}, CPU ms per image" for title in RUNTIMES.values()), "ratio"]
+        ratios = [
+            found["mindspore"]["images_per_second"]["median"] / found[r]["images_per_second"]["median"]
+            for r in ("torch", "decode")
+        ]
+        rows.append([phase, *rates, *(f"{ratio:.2f}" for ratio in ratios), *cpu])
+    head = ["phase", *(f"{title}, images/s and core" for title in RUNTIMES.values())]
+    head += ["ratio to PyTorch", "to decoding alone", *(f"{title}, CPU ms per image" for title in RUNTIMES.values())]
     lines = ["# Data pipeline", "", *measure.heading(about)]
     lines += ["Median (± half of the rounds' interquartile range); ratios above 1 favour MindSpore.", ""]
     return "\n".join([*lines, *measure.table(head, rows)]) + "\n"
@@ -236,6 +257,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=12, help="times that a pass reads each (default: 12)")
     parser.add_argument("--height", type=int, default=375)
     parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEG files (default: 90)")
     parser.add_argument("--workers", type=int, default=CORES, help=f"threads or processes (default: cores, {CORES})")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--image_size", type=int, default=224)

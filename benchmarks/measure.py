@@ -8,6 +8,7 @@ range of the rounds divided by their median.
 from __future__ import annotations
 
 import argparse
+import atexit
 import datetime
 import importlib.metadata
 import json
@@ -29,14 +30,25 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 class Worker:
-    """A function in a process of its own, with a connection as its first argument."""
+    """A function in a process of its own, with a connection as its first argument; none outlives the benchmark."""
+
+    _started: list[Worker] = []
 
     def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        if not self._started:  # after multiprocessing's own, so called before it, which would wait for ever
+            atexit.register(self._end_all)
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=function, args=(other, *arguments))
         self.process.start()
         other.close()
+        self._started.append(self)
+
+    @classmethod
+    def _end_all(cls) -> None:
+        for worker in cls._started:
+            if worker.process.is_alive():
+                worker.process.terminate()
 
     def ask(self, *command: Any) -> Any:
         """Send a command (if any) and wait for the answer."""
@@ -45,6 +57,7 @@ class Worker:
         try:
             return self.connection.recv()
         except EOFError:
+            self.process.join()
             raise SystemExit("a process of the benchmark has ended; its error is above") from None
 
     def stop(self) -> None:
@@ -62,7 +75,8 @@ def serve(connection: Connection, **functions: Callable[..., Any]) -> None:
 
 def interleave(workers: Mapping[str, Worker], rounds: int, *command: Any) -> dict[str, list[Any]]:
     """Every worker's answers to a command, one a round; nobody always comes after the same one."""
-    names, answers = list(workers), {name: [] for name in workers}  # type: dict[str, list[Any]]
+    names = list(workers)
+    answers: dict[str, list[Any]] = {name: [] for name in names}
     for index in range(rounds):
         shift = index % len(names)
         for name in [*names[shift:], *names[:shift]]:

