@@ -116,7 +116,7 @@ def _some(source: Source, count: int) -> Source:
     """The same images for every seed, so that seeds differ in initialisation and order alone."""
     if count > source.num_samples:
         raise UserError(f"train_images = {count}: there are {source.num_samples} images to train on", exit_code=2)
-    return source.subset(np.sort(epoch_order(source.num_samples, 0, 0)[:count]))
+    return source.subset(sorted(epoch_order(source.num_samples, 0, 0)[:count].tolist()))
 
 
 def _workers(config: Config, world: World) -> int:

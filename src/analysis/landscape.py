@@ -164,6 +164,8 @@ def band_widths(records: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def plot_landscape(runs: dict[str, Sequence[dict[str, float]]], path: Path, title: str) -> None:
     """Both bands over training steps, one panel each; networks differ in colour, hatching and outline."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     from src.study.plots import COLOURS, LINES, new_figure, save
 
     figure = new_figure(10, 4.0)
@@ -179,6 +181,8 @@ def plot_landscape(runs: dict[str, Sequence[dict[str, float]]], path: Path, titl
             axes.plot(x, low, color=colour, linestyle=dashes, linewidth=1)
             axes.plot(x, high, color=colour, linestyle=dashes, linewidth=1, label=name)
         axes.set(xlabel="training step", ylabel=label, yscale="log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, handlelength=4)

@@ -165,7 +165,7 @@ def elastic_transform(x: np.ndarray, argument: tuple[float, ...], generator: np.
     moved = corners + generator.uniform(-bound, bound, size=corners.shape)
     ones = np.ones((3, 1))
     affine = np.linalg.solve(np.hstack([moved, ones]), corners)  # from a place in the result to one in the image
-    grid = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2)
+    grid = np.mgrid[:height, :width].reshape(2, -1).T
     places = np.hstack([grid, np.ones((len(grid), 1))]) @ affine
     warped = _sample(x, places.T.reshape(2, height, width), "mirror")
     noise = generator.uniform(-1, 1, size=(2, height, width))
@@ -195,7 +195,7 @@ _FUNCTIONS: Mapping[str, Callable[[np.ndarray, Any, np.random.Generator], np.nda
 
 def _noise_shape(x: np.ndarray) -> tuple[int, int, int]:
     """(H, W, 3), or (H, W, 1) for a gray image."""
-    return (*x.shape[:2], 1 if (x == x[:, :, :1]).all() else 3)
+    return x.shape[0], x.shape[1], 1 if (x == x[:, :, :1]).all() else 3
 
 
 def _pillow(x: np.ndarray) -> Image.Image:

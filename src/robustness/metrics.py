@@ -51,7 +51,7 @@ def corruption_summary(errors: Mapping[str, Mapping[int, float]]) -> dict[str, A
     """
     if not errors:
         raise ValueError("no corruption to summarise")
-    listed = {}
+    listed: dict[str, dict[str, Any]] = {}
     for name, by_severity in errors.items():
         mean = float(np.mean(list(by_severity.values())))
         whole = set(by_severity) == set(SEVERITIES)

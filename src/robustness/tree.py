@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -123,7 +124,7 @@ class _Write:
 
     def _write(self, image: Image.Image, path: Path) -> None:
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-        arguments = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
+        arguments: dict[str, Any] = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
         try:
             image.save(temporary, **arguments)
             temporary.replace(path)
