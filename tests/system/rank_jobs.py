@@ -30,18 +30,30 @@ TRAIN = (
     "--output_path=run",
 )
 UNDER_MPIRUN = (*MPIRUN, sys.executable, *TRAIN)
-# Makes rank 0 wait for its end in the middle of writing the checkpoint of step 6, half of which is on the disk.
-PAUSE = """
+_PAUSE = """
 import os, pathlib, time
 whole = pathlib.Path.chmod
 def chmod(path, mode):
-    if "step_00000006" in path.name:
+    if any(step in path.name for step in {steps!r}):
         os.truncate(path, path.stat().st_size // 2)
         pathlib.Path({saving!r}).touch()
         time.sleep(600)
     whole(path, mode)
 pathlib.Path.chmod = chmod
 """
+
+
+def pause_while_saving(folder: Path, *steps: int) -> dict[str, str]:
+    """Have a training wait for its end in the middle of writing the checkpoint of one of these steps.
+
+    Half of it is on the disk then, and ``folder`` holds a file ``saving``.
+
+    Returns:
+        Environment variables that the training needs.
+    """
+    values = {"steps": [f"step_{step:08d}" for step in steps], "saving": str(folder / "saving")}
+    (folder / "sitecustomize.py").write_text(_PAUSE.format(**values))
+    return {"PYTHONPATH": str(folder)}
 
 
 def under_msrun() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rank_jobs import PAUSE, TRAIN, UNDER_MPIRUN, Job, job, resumes, under_msrun
+from rank_jobs import TRAIN, UNDER_MPIRUN, Job, job, pause_while_saving, resumes, under_msrun
 from road_commands import Run
 
 from src.checkpoints import read_checkpoint
@@ -61,13 +61,8 @@ def kill_while_saving(running: Job, victim: str) -> str:
     return said
 
 
-def pause(folder: Path) -> dict[str, str]:
-    (folder / "sitecustomize.py").write_text(PAUSE.format(saving=str(folder / "saving")))
-    return {"PYTHONPATH": str(folder)}
-
-
 def test_killed_while_saving_under_mpirun(images: Path, run: Run, tmp_path: Path) -> None:
-    variables = pause(tmp_path)
+    variables = pause_while_saving(tmp_path, 6)
     for number, victim in enumerate(("1", "scheduler", "0")):
         with job(images, tmp_path, "--resume_ckpt=auto", **variables) as running:
             assert names(victim) in kill_while_saving(running, victim)
@@ -82,7 +77,7 @@ def test_a_killed_scheduler_under_msrun(images: Path, run: Run, tmp_path: Path) 
         running.kill("scheduler")
         running.end()
         assert "MindSpore's scheduler (process " in running.said
-    with job(images, tmp_path, command=under_msrun(), **pause(tmp_path)) as running:
+    with job(images, tmp_path, command=under_msrun(), **pause_while_saving(tmp_path, 6)) as running:
         kill_while_saving(running, "scheduler")
         assert "MindSpore's scheduler (process " in running.said
     resumes(images, run, tmp_path, under_msrun())
