@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from mindspore import nn
 
 from src.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
 from src.kernels.convolution import WinogradConv2d, takes_winograd, winograd_operator
+from src.kernels.covariance import CompiledCentre, CompiledSymmetricVector
 from src.kernels.library import available_threads, compile_kernels, set_threads
+from src.pooling.covariance import Centre, SymmetricVector
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
     Args:
         network: Any network.
         choice: 'mindspore' to leave it alone, or 'compiled' for the kernels of this package: 3x3 convolutions of stride
-            1 with multiples of 32 channels, and batch normalisation in training.
+            1 with multiples of 32 channels, batch normalisation in training, centring and triangle of a covariance.
         threads: Threads of the compiled kernels; None for OMP_NUM_THREADS or else all cores of the process.
 
     Returns:
@@ -41,12 +44,12 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
     library = compile_kernels()
     set_threads(library, threads or available_threads())
     operators = {nn.Conv2d: winograd_operator(library), nn.BatchNorm2d: batch_norm_operator(library)}
-    count = _replace(network, operators)
+    count = _replace(network, library, operators)
     logger.info("compiled CPU kernels in %d cells, %d threads", count, threads or available_threads())
     return count
 
 
-def _replace(network: nn.Cell, operators: dict[type[nn.Cell], object]) -> int:
+def _replace(network: nn.Cell, library: Path, operators: dict[type[nn.Cell], object]) -> int:
     count = 0
     for name, cell in network.name_cells().items():
         new: nn.Cell | None = None
@@ -54,9 +57,13 @@ def _replace(network: nn.Cell, operators: dict[type[nn.Cell], object]) -> int:
             new = WinogradConv2d(cell, operators[nn.Conv2d])
         elif isinstance(cell, nn.BatchNorm2d):
             new = CompiledBatchNorm2d(cell, operators[nn.BatchNorm2d])
+        elif type(cell) is Centre:
+            new = CompiledCentre(library)
+        elif type(cell) is SymmetricVector:
+            new = CompiledSymmetricVector(cell.channels, library)
         if new is None:
             if not isinstance(cell, CompiledBatchNorm2d):  # it holds MindSpore's, for evaluation
-                count += _replace(cell, operators)
+                count += _replace(cell, library, operators)
         else:
             # Not by setattr, which would put another prefix before the names of the parameters.
             network._cells[name] = new

@@ -46,6 +46,14 @@ def centred(x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
     return (flat - shift).reshape(-1, c, h * w), mean.reshape(-1, c)
 
 
+class Centre(Float32Cell):
+    """:func:`centred` as a cell, so that a device can have a kernel of its own for it."""
+
+    def construct(self, x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
+        """Centred map and mean."""
+        return centred(x)
+
+
 class Gram(Float32Cell):
     """A A^T, `(N, d, M) -> (N, d, d)`; for a symmetric G its gradient is 2 G A.
 
@@ -85,6 +93,11 @@ class SymmetricVector(Float32Cell):
         self.index = ms.Tensor((rows * channels + cols).astype(np.int32))
         self.weight = ms.Tensor(np.where(rows == cols, 1.0, 0.5).astype(np.float32)[None])
 
+    def take(self, c: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
+        """V times a factor, `(N, d, d) -> (N, d(d+1)/2)`."""
+        v = ops.gather(c.reshape(-1, self.channels * self.channels), self.index, 1)
+        return v if factor == 1.0 else v * factor
+
     def spread(self, dout: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
         """The adjoint of V, symmetrised, times a factor: `(N, d(d+1)/2) -> (N, d, d)`."""
         weight = ops.matmul(ops.full((dout.shape[0], 1), factor, dtype=ms.float32), self.weight)
@@ -92,7 +105,7 @@ class SymmetricVector(Float32Cell):
 
     def construct(self, c: ms.Tensor) -> ms.Tensor:
         """The vector of a batch of matrices."""
-        return ops.gather(c.reshape(-1, self.channels * self.channels), self.index, 1)
+        return self.take(c)
 
     def bprop(self, c: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """Gradient with respect to c, symmetrised."""
@@ -114,7 +127,7 @@ class GramVector(Float32Cell):
 
     def construct(self, a: ms.Tensor) -> ms.Tensor:
         """The vector of a batch of centred maps."""
-        return self.vector(self.product_t(a, a)) * (1.0 / a.shape[-1])
+        return self.vector.take(self.product_t(a, a), 1.0 / a.shape[-1])
 
     def bprop(self, a: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """Gradient with respect to a."""
@@ -130,8 +143,9 @@ class CovarianceVector(Float32Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.centre = Centre()
         self.vector = GramVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """The covariance vector of each map."""
-        return self.vector(centred(x)[0])
+        return self.vector(self.centre(x)[0])

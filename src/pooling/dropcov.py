@@ -11,7 +11,7 @@ from mindspore.common.initializer import Uniform, initializer
 
 from src.pooling.base import Float32Cell, Pooling, check_bool, check_choice, check_float, check_int, repeat_columns
 from src.pooling.counter_random import CounterUniform
-from src.pooling.covariance import GramVector, centred, vector_length
+from src.pooling.covariance import Centre, GramVector, vector_length
 
 # Below this squared norm a vector counts as zero and its cosine with another one as 0.
 _SMALLEST_SQUARE = 1e-30
@@ -118,6 +118,7 @@ class DropCov(Pooling):
         self.gate = check_choice("gate", gate, ("softmax", "sigmoid"))
         self.adaptive_rate = AdaptiveRate(channels, check_float("decay", decay, 0.0, low_open=True), max_rate)
         self.dropout = CounterUniform(check_int("seed", seed, 0))
+        self.centre = Centre()
         self.vector = GramVector(channels)
         self.product = ops.BatchMatMul()
         self.product_t = ops.BatchMatMul(transpose_a=True)
@@ -148,7 +149,7 @@ class DropCov(Pooling):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Pooling with dropout in training, plain covariance pooling in evaluation."""
-        a, mean = centred(x)
+        a, mean = self.centre(x)
         if self.training:
             scale = self.channel_scale(mean, a).reshape(-1, 1)
             a = a * repeat_columns(scale, a.shape[-1]).reshape(a.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 
 from src.pooling.base import Pooling, check_int, repeat_columns
-from src.pooling.covariance import Gram, SymmetricVector, centred, vector_length
+from src.pooling.covariance import Centre, Gram, SymmetricVector, vector_length
 from src.pooling.newton_schulz import NewtonSchulz
 
 
@@ -30,12 +30,13 @@ class FastMPN(Pooling):
 
     def __init__(self, channels: int, iterations: int = 5) -> None:
         super().__init__(channels, vector_length(channels))
+        self.centre = Centre()
         self.gram = Gram()
         self.root = NewtonSchulz(channels, check_int("iterations", iterations, 1, 10))
         self.vector = SymmetricVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance, its root, the upper triangle."""
-        a, _ = centred(x)
+        a, _ = self.centre(x)
         root, factor = self.root(self.gram(a))
         return self.vector(root) * repeat_columns(factor * a.shape[-1] ** -0.5, self.out_features)

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import ops
 
 from src.pooling.base import Pooling, check_float, check_int, repeat_columns
-from src.pooling.covariance import Gram, SymmetricVector, centred, vector_length
+from src.pooling.covariance import Centre, Gram, SymmetricVector, vector_length
 from src.pooling.newton_schulz import Trace, repeat_identity
 
 
@@ -36,6 +36,7 @@ class MaxExp(Pooling):
         super().__init__(channels, vector_length(channels))
         self.bits = [bit == "1" for bit in f"{check_int('eta', eta, 1):b}"[1:]]
         self.eps = check_float("eps", eps, 0.0, low_open=True)
+        self.centre = Centre()
         self.gram = Gram()
         self.trace = Trace(channels)
         self.vector = SymmetricVector(channels)
@@ -45,7 +46,7 @@ class MaxExp(Pooling):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Trace-normalised covariance A, then -E_k = (I - A)^k - I for growing k."""
         d = self.channels
-        a, _ = centred(x)
+        a, _ = self.centre(x)
         c = self.gram(a)
         trace, _ = self.trace(c)
         identity = repeat_identity(trace, self.identity, d)

@@ -1,0 +1,83 @@
+"""Centring and triangle against the cells that they replace, and every pooling with and without the kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+
+from src.kernels import apply_cpu_kernels
+from src.kernels.covariance import CompiledCentre, CompiledSymmetricVector
+from src.pooling import create_pooling, list_poolings
+from src.pooling.covariance import Centre, GramVector, SymmetricVector, vector_length
+from tests.pooling.reference import features, gradient, gradients, relative_error
+
+WIDTHS = [1, 2, 3, 16, 33, 130]
+
+
+class Centred(nn.Cell):
+    """The centred map alone, as (N, C, H, W)."""
+
+    def __init__(self, centre: nn.Cell) -> None:
+        super().__init__()
+        self.centre = centre
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.centre(x)[0].reshape(x.shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 70, 2, 3), (3, 5, 4, 4), (8, 200, 14, 14)], ids=str)
+def test_centre(library: Path, shape: tuple[int, ...], mode: str) -> None:
+    x, g = features(shape) + np.float32(5), features(shape, 1)
+    a, mean = CompiledCentre(library)(ms.Tensor(x))
+    expected, expected_mean = Centre()(ms.Tensor(x))
+    assert a.shape == expected.shape and mean.shape == expected_mean.shape
+    np.testing.assert_allclose(a.asnumpy(), expected.asnumpy(), atol=1e-5)
+    np.testing.assert_array_equal(mean.asnumpy(), expected_mean.asnumpy())
+    np.testing.assert_array_equal(gradient(Centred(CompiledCentre(library)), x, g), g)
+    np.testing.assert_array_equal(gradient(Centred(Centre()), x, g), g)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_triangle(library: Path, d: int, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    n = 40 if d == 130 else 2  # enough for several threads
+    c, g = rng.standard_normal((n, d, d)), rng.standard_normal((n, vector_length(d)))
+    c, g = c.astype(np.float32), g.astype(np.float32)
+    plain, compiled = SymmetricVector(d), CompiledSymmetricVector(d, library)
+    np.testing.assert_array_equal(compiled(ms.Tensor(c)).asnumpy(), plain(ms.Tensor(c)).asnumpy())
+    np.testing.assert_array_equal(gradient(compiled, c, g), gradient(plain, c, g))
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_covariance_vector(library: Path, d: int, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    a, g = rng.standard_normal((2, d, 9)), rng.standard_normal((2, vector_length(d)))
+    a, g = a.astype(np.float32), g.astype(np.float32)
+    plain, compiled = GramVector(d), GramVector(d)
+    compiled.vector = CompiledSymmetricVector(d, library)
+    assert relative_error(compiled(ms.Tensor(a)), plain(ms.Tensor(a)).asnumpy()) < 1e-6
+    assert relative_error(gradient(compiled, a, g), gradient(plain, a, g)) < 1e-6
+
+
+@pytest.mark.parametrize("name", list_poolings())
+def test_every_pooling(name: str, graph_mode: None) -> None:
+    x = features((3, 12, 5, 5))
+    found = []
+    for choice in ("mindspore", "compiled"):
+        ms.set_seed(3)
+        cell = create_pooling(name, 12)
+        assert (apply_cpu_kernels(cell, choice) > 0) == (choice == "compiled" and name != "gap")
+        cell.set_train()
+        out = cell(ms.Tensor(x)).asnumpy()
+        ms.set_seed(3)
+        cell = create_pooling(name, 12)  # masks are drawn from the first again
+        apply_cpu_kernels(cell, choice)
+        cell.set_train()
+        dx, weights = gradients(cell, x, np.random.default_rng(1).standard_normal(out.shape))
+        found.append([out, dx, *weights.values()])
+    for plain, compiled in zip(*found):
+        assert relative_error(compiled, plain) < (1e-3 if "bcnn" in name else 1e-5)
