@@ -22,7 +22,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Run a command of the project from a folder of its own; every process that it started must be gone after it."""
+    """Run a command of the project from a folder of its own; every process that it started must be gone after it.
+
+    A rank that mpirun has killed may take a moment to give its memory back.
+    """
 
     def run(command: Sequence[str], cwd: Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         command = list(command)
@@ -36,7 +39,10 @@ def run() -> Run:
         done = subprocess.run(resolved, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
         if expect is not None:
             assert done.returncode == expect, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        assert not _processes(key, value), "processes were left behind"
+        deadline = time.monotonic() + 5
+        while left := _processes(key, value):
+            assert time.monotonic() < deadline, f"processes were left behind: {left}"
+            time.sleep(0.05)
         return done
 
     return run
