@@ -272,7 +272,7 @@ def main() -> int:
     result = compare(arguments)
     about["files"] = f"{arguments.width} x {arguments.height}, {result['mean bytes'] / 1e3:.0f} kB"
     report = {"about": about, "result": result}
-    measure.report(arguments.output, "data", report, markdown(report))
+    measure.report(arguments.output, "data", report, markdown)
     return 0
 
 

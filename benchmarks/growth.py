@@ -59,7 +59,8 @@ def train(connection: Connection, point: dict[str, Any], pooling: str, steps: in
     ms.set_seed(0)
     before = measure.memory("VmRSS")
     images = batch_of(point["size"], point["batch"], point["classes"])
-    step, network = training_step(point["network"], pooling, point["classes"], images, reduction_dim=point["d"])
+    kernels, name, classes, d = (point[key] for key in ("cpu_kernels", "network", "classes", "d"))
+    step, network = training_step(name, pooling, classes, images, kernels, reduction_dim=d)
     step()
     seconds = []
     for _ in range(steps):
@@ -77,6 +78,7 @@ def measure_axis(axis: str, arguments: argparse.Namespace) -> list[dict[str, Any
     points = []
     for value in values[: arguments.points]:
         point = {**BASE, "size": arguments.image_size, "batch": arguments.batch_size, **other, axis: value}
+        point["cpu_kernels"] = arguments.cpu_kernels
         worker = Worker(train, point, arguments.pooling, arguments.steps)
         seconds, peak, share = worker.ask()
         worker.process.join()
@@ -196,6 +198,7 @@ def main() -> int:
     parser = measure.arguments_of(__doc__)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
     parser.add_argument("--pooling", default="dropcov")
+    parser.add_argument("--cpu_kernels", choices=("mindspore", "compiled"), default="mindspore")
     parser.add_argument("--steps", type=int, default=3, help="steps of a point (default: 3)")
     parser.add_argument("--batch_size", type=int, default=BASE["batch"])
     parser.add_argument("--image_size", type=int, default=BASE["size"])
@@ -207,9 +210,11 @@ def main() -> int:
         merged = {axis: points for report in reports for axis, points in report["axes"].items()}
         report = {"about": reports[0]["about"], "axes": {axis: merged[axis] for axis in AXES if axis in merged}}
     else:
-        about = measure.environment(PACKAGES, pooling=arguments.pooling, batch=arguments.batch_size, n=arguments.steps)
+        about = measure.environment(
+            PACKAGES, pooling=arguments.pooling, cpu_kernels=arguments.cpu_kernels, n=arguments.steps
+        )
         report = {"about": about, "axes": {axis: measure_axis(axis, arguments) for axis in arguments.axes}}
-    measure.report(arguments.output, "growth", report, markdown(report))
+    measure.report(arguments.output, "growth", report, markdown)
     if arguments.output is not None:
         chart(report, arguments.output / "growth.png")
     return 0

@@ -185,7 +185,7 @@ def main() -> int:
             results += compare(arguments, name, pooling)
             peaks.append(Worker(measure.machine_peak).ask())
     report = {"about": {**about, "peak_flops": max(peaks)}, "results": results}
-    measure.report(arguments.output, "inference", report, markdown(report))
+    measure.report(arguments.output, "inference", report, markdown)
     return 0
 
 

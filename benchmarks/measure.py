@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import re
+import resource
 import shlex
 import statistics
 import sys
@@ -146,6 +147,7 @@ def memory(key: str) -> int:
 
 def environment(packages: Sequence[str], **settings: Any) -> dict[str, Any]:
     """What figures depend on: date, command, machine, versions, and the settings given."""
+    _at_start[:] = [time.monotonic(), _busy_seconds(), _own_seconds()]
     return {
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -155,6 +157,33 @@ def environment(packages: Sequence[str], **settings: Any) -> dict[str, Any]:
         **settings,
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
     }
+
+
+_at_start: list[float] = []  # time, busy and own processor seconds when the benchmark began
+
+
+def _busy_seconds() -> float:
+    """Processor seconds of all processes since the machine started."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq = map(int, fields[:7])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Processor seconds of this process and its children, those that have ended included."""
+    import psutil
+
+    times = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    alive = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    ended = sum(t.ru_utime + t.ru_stime for t in times)
+    return ended + sum(t.user + t.system + t.children_user + t.children_system for t in alive)
+
+
+def _others() -> float:
+    """Share of the machine's processor time since the start that went to processes of others."""
+    begun, busy, own = _at_start
+    spent = _busy_seconds() - busy - (_own_seconds() - own)
+    return max(0.0, spent / ((time.monotonic() - begun) * CORES))
 
 
 def heading(about: Mapping[str, Any]) -> list[str]:
@@ -189,8 +218,11 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def report(folder: Path | None, name: str, values: Mapping[str, Any], text: str) -> None:
-    """Print a report and write it to ``folder/name.md`` and ``folder/name.json``."""
+def report(folder: Path | None, name: str, values: dict[str, Any], markdown: Callable[[dict[str, Any]], str]) -> None:
+    """Print a report and write it to ``folder/name.md`` and ``.json``; ``about`` gets a note on what else ran."""
+    if _at_start:
+        values["about"]["processor time that went to other processes"] = f"{_others():.0%}"
+    text = markdown(values)
     print("\n" + text, flush=True)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

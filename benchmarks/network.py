@@ -2,7 +2,8 @@
 
     python benchmarks/network.py --output docs/benchmarks          writes network.json and network.md there
 
-MindSpore runs the step that train.py runs: `Model` with the project's optimiser and loss in graph mode. PyTorch runs
+MindSpore runs the step that train.py runs: `Model` with the project's optimiser and loss in graph mode, with its own
+kernels and (where a C++ compiler is) with the project's compiled ones, `cpu_kernels` in the configuration. PyTorch runs
 the same network with the poolings of `torch_poolings.py`, channels-last, with its fused SGD. Both have the same weights
 and images in memory; losses of the first steps are compared where nothing is random. Every runtime lives in a process
 of its own for each network, in interleaved rounds of one training step, then of one evaluation batch; the peak memory
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from benchmarks.measure import CORES, Worker
 
-RUNTIMES = {"mindspore": "MindSpore", "torch": "PyTorch"}
+RUNTIMES = {"mindspore": "MindSpore", "compiled": "MindSpore, compiled kernels", "torch": "PyTorch"}
 PACKAGES = ("mindspore", "torch", "numpy")
 RATE, MOMENTUM, DECAY, SMOOTHING = 0.01, 0.9, 1e-4, 0.1
 COMPARED_STEPS = 2
@@ -41,17 +42,24 @@ def batch_of(size: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarra
 
 
 def training_step(
-    name: str, pooling: str, classes: int, batch: tuple[np.ndarray, np.ndarray], **options: Any
+    name: str,
+    pooling: str,
+    classes: int,
+    batch: tuple[np.ndarray, np.ndarray],
+    cpu_kernels: str = "mindspore",
+    **options: Any,
 ) -> tuple[Any, Any]:
     """A function that trains a step on a batch, as train.py does, and gives its loss; and the network."""
     import mindspore as ms
     from mindspore.train import Model
 
+    from src.kernels import apply_cpu_kernels
     from src.models import create_model
     from src.training.losses import LabelSmoothingCrossEntropy
     from src.training.optimizers import build_optimizer
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)
+    apply_cpu_kernels(network, cpu_kernels)
     rates = np.full(100_000, RATE, np.float32)
     optimizer = build_optimizer(list(network.trainable_params()), rates, momentum=MOMENTUM, weight_decay=DECAY)
     model = Model(network, loss_fn=LabelSmoothingCrossEntropy(SMOOTHING), optimizer=optimizer)
@@ -76,8 +84,9 @@ def mindspore_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[
     set_context("GRAPH", "CPU")
     ms.set_seed(0)
     batch = batch_of(case["size"], case["batch"], case["classes"])
-    step, network = training_step(case["network"], case["pooling"], case["classes"], batch)
-    np.savez(weights, **{p.name: p.asnumpy() for p in network.get_parameters()})
+    step, network = training_step(case["network"], case["pooling"], case["classes"], batch, case["kernels"])
+    if not weights.exists():
+        np.savez(weights, **{p.name: p.asnumpy() for p in network.get_parameters()})
     images = ms.Tensor(batch[0])
 
     def evaluate() -> np.ndarray:
@@ -125,8 +134,8 @@ def torch_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], f
 
 def work(connection: Connection, runtime: str, case: dict[str, Any], weights: Path) -> None:
     """Answer ("losses", n), ("memory",), ("logits",), ("train",) and ("evaluate",), the last two with seconds."""
-    make = mindspore_functions if runtime == "mindspore" else torch_functions
-    step, evaluate = make(case, weights)
+    make = torch_functions if runtime == "torch" else mindspore_functions
+    step, evaluate = make({**case, "kernels": runtime}, weights)
 
     def clock(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -158,7 +167,7 @@ def compare(arguments: argparse.Namespace, name: str, pooling: str) -> dict[str,
     with tempfile.TemporaryDirectory() as place:
         weights = Path(place) / "weights.npz"
         workers = {}
-        for runtime in RUNTIMES:  # one after the other: MindSpore writes the weights that PyTorch reads
+        for runtime in arguments.runtimes:  # one after the other: MindSpore writes the weights that PyTorch reads
             workers[runtime] = Worker(work, runtime, case, weights)
             workers[runtime].ask("ready")
         # Before anything is trained: evaluation in MindSpore costs memory that training alone would not take.
@@ -172,9 +181,9 @@ def compare(arguments: argparse.Namespace, name: str, pooling: str) -> dict[str,
             worker.stop()
     result["first losses"] = losses
     for phase, seconds in (("training", train), ("evaluation", evaluate)):
-        result[phase] = {r: measure.summary([arguments.batch_size / s for s in seconds[r]]) for r in RUNTIMES}
-        rates = ", ".join(f"{RUNTIMES[r]} {measure.shown(result[phase][r])}" for r in RUNTIMES)
-        measure.say(f"{name} {pooling} {phase}: {rates} images/s, {ratio(result[phase]):.2f} x")
+        result[phase] = {r: measure.summary([arguments.batch_size / s for s in seconds[r]]) for r in seconds}
+        rates = ", ".join(f"{RUNTIMES[r]} {measure.shown(result[phase][r])}" for r in seconds)
+        measure.say(f"{name} {pooling} {phase}: {rates} images/s")
     sizes = result["memory"]
     measure.say(
         f"{name} {pooling} peak memory: " + ", ".join(f"{RUNTIMES[r]} {sizes[r] / 2**20:.0f} MiB" for r in sizes)
@@ -182,48 +191,45 @@ def compare(arguments: argparse.Namespace, name: str, pooling: str) -> dict[str,
     return result
 
 
-def ratio(found: dict[str, Any]) -> float:
-    """MindSpore's speed over PyTorch's."""
-    return found["mindspore"]["median"] / found["torch"]["median"]
-
-
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a table, two lines for each network and pooling."""
-    peak = report["about"]["peak_flops"]
-    rows = []
-    for found in report["results"]:
+    """The report as two tables, a line for each network and pooling."""
+    peak, results = report["about"]["peak_flops"], report["results"]
+    used = [runtime for runtime in RUNTIMES if runtime in results[0]["memory"]]
+    own = [runtime for runtime in used if runtime != "torch"]
+    rows: list[list[str]] = []
+    sizes: list[list[str]] = []
+    for found in results:
+        case = [found["network"], found["pooling"]]
         for phase, flop in zip(("evaluation", "training"), found["flop"]):
-            rates = [
-                f"{measure.shown(found[phase][r])}, {found[phase][r]['median'] * flop / peak:.0%}" for r in RUNTIMES
-            ]
-            row = [found["network"], found["pooling"], phase, *rates, f"{ratio(found[phase]):.2f}"]
-            if phase == "training":
-                sizes = [found["memory"][r] for r in RUNTIMES]
-                row += [*(f"{size / 2**20:.0f}" for size in sizes), f"{sizes[0] / sizes[1]:.2f}"]
-            rows.append([*row, *[""] * (9 - len(row))])
-    head = ["network", "pooling", "phase", *RUNTIMES.values(), "ratio"]
-    head += [*(f"peak memory, {title} (MiB)" for title in RUNTIMES.values()), "ratio"]
-    worst = max(
-        abs(a / b - 1)
-        for found in report["results"]
-        for a, b in zip(*(found["first losses"][r][: _equal_steps(found["pooling"])] for r in RUNTIMES))
-    )
+            speed = {runtime: found[phase][runtime]["median"] for runtime in used}
+            rates = [f"{measure.shown(found[phase][r])}, {speed[r] * flop / peak:.0%}" for r in used]
+            rows.append([*case, phase, *rates, *(f"{speed[r] / speed['torch']:.2f}" for r in own)])
+        memory = found["memory"]
+        ratios = [f"{memory[r] / memory['torch']:.2f}" for r in own]
+        sizes.append([*case, *(f"{memory[r] / 2**20:.0f}" for r in used), *ratios])
+    titles = [RUNTIMES[r] for r in used]
+    ratio_titles = [f"{RUNTIMES[r]} / PyTorch" for r in own]
+    worst = max(_difference(found, runtime) for found in results for runtime in own)
     lines = [
         "# Training and evaluation of whole networks",
         "",
         *measure.heading(report["about"]),
         "Images per second: median (± half of the rounds' interquartile range), share of the best matrix product.",
-        "Ratios are MindSpore's figures over PyTorch's. Peak memory is that of the whole training process.",
         "",
-        *measure.table(head, rows),
+        *measure.table(["network", "pooling", "phase", *titles, *ratio_titles], rows),
+        "",
+        "Peak memory of the whole training process, MiB.",
+        "",
+        *measure.table(["network", "pooling", *titles, *ratio_titles], sizes),
         "",
         f"Largest relative difference of the losses of the first steps (DropCov's are random): {worst:.1e}.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _equal_steps(pooling: str) -> int:
-    return 0 if pooling == "dropcov" else COMPARED_STEPS
+def _difference(found: dict[str, Any], runtime: str) -> float:
+    losses, peer = found["first losses"][runtime], found["first losses"]["torch"]
+    return max((abs(a / b - 1) for a, b in zip(losses, peer) if found["pooling"] != "dropcov"), default=0.0)
 
 
 def main() -> int:
@@ -233,12 +239,16 @@ def main() -> int:
     parser.add_argument(
         "--poolings", nargs="+", choices=("gap", "dropcov", "fast_mpn"), default=["gap", "dropcov", "fast_mpn"]
     )
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--class_num", type=int, default=1000)
     parser.add_argument("--small", action="store_true", help="32 pixels, batch 4, 10 classes, 2 rounds: to try it")
     arguments = parser.parse_args()
+    arguments.runtimes = [r for r in RUNTIMES if r in arguments.runtimes]
+    if arguments.runtimes[0] == "torch" or arguments.runtimes[-1] != "torch":
+        parser.error("--runtimes needs torch and one that torch is compared with")
     if arguments.small:
         arguments.image_size, arguments.batch_size, arguments.class_num, arguments.rounds = 32, 4, 10, 2
     about = measure.environment(
@@ -250,7 +260,7 @@ def main() -> int:
             results.append(compare(arguments, name, pooling))
             peaks.append(Worker(measure.machine_peak).ask())
     report = {"about": {**about, "peak_flops": max(peaks)}, "results": results}
-    measure.report(arguments.output, "network", report, markdown(report))
+    measure.report(arguments.output, "network", report, markdown)
     return 0
 
 

@@ -115,7 +115,7 @@ def main() -> int:
             results.append({"interval": interval, **found, "cost": cost})
             measure.say(f"log_interval {interval}: the bar costs {cost['bar'] * 1e6:.0f} us a step")
     report = {"about": about, "results": results}
-    measure.report(arguments.output, "progress", report, markdown(report))
+    measure.report(arguments.output, "progress", report, markdown)
     return 0
 
 

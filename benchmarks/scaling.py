@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ LIMIT_S = 300
 REDUCTIONS = 5
 
 
-def job(folder: Path, kind: str, network: str, pooling: str, batch: int, size: int) -> None:
-    """One process of a job: builds the step, then measures what the files in ``folder`` ask for."""
+def job(owner: int, folder: Path, kind: str, batch: int, size: int, *network: str) -> None:
+    """One process of a job: builds the step, then measures what the files in ``folder`` ask for, while owner lives."""
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     from src.runtime.environment import prepare_environment
 
     prepare_environment()
@@ -45,22 +47,24 @@ def job(folder: Path, kind: str, network: str, pooling: str, batch: int, size: i
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     if kind == "ranks":
         with session(run_distribute=True, device_num=2) as world:
-            steps(folder, kind, world, rank, network, pooling, batch // 2, size)
+            steps(folder, kind, world, rank, batch // 2, size, *network)
         leave(0)
     from src.runtime.distributed import set_context
 
     set_context("GRAPH", "CPU")
-    steps(folder, kind, World(), rank, network, pooling, batch if kind == "one" else batch // 2, size)
+    steps(folder, kind, World(), rank, batch if kind == "one" else batch // 2, size, *network)
 
 
-def steps(folder: Path, kind: str, world: Any, rank: int, network: str, pooling: str, batch: int, size: int) -> None:
+def steps(
+    folder: Path, kind: str, world: Any, rank: int, batch: int, size: int, network: str, pooling: str, cpu_kernels: str
+) -> None:
     """Answer ``KIND.N`` in ``folder``, which holds 'step', 'reduce' or 'stop', by ``KIND.N.RANK`` with seconds."""
     import mindspore as ms
 
     from benchmarks.network import batch_of, training_step
 
     ms.set_seed(0)
-    step, net = training_step(network, pooling, 1000, batch_of(size, batch, 1000))
+    step, net = training_step(network, pooling, 1000, batch_of(size, batch, 1000), cpu_kernels)
     step()
     reduce = reduction(net) if kind == "ranks" else step
     reduce()
@@ -111,6 +115,12 @@ def _answer(path: Path, seconds: float) -> None:
     temporary.rename(path)
 
 
+def _end_with(owner: int) -> None:
+    while Path(f"/proc/{owner}").exists():
+        time.sleep(1)
+    os._exit(1)
+
+
 def _wait(path: Path) -> str:
     while not path.exists():
         time.sleep(0.002)
@@ -134,8 +144,8 @@ class Job:
         self.ranks = 1 if kind == "one" else 2
         code = (
             "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from benchmarks import scaling; "
-            f"scaling.job(Path({str(folder)!r}), {kind!r}, {arguments.network!r}, {arguments.pooling!r}, {batch}, "
-            f"{arguments.image_size})"
+            f"scaling.job({os.getpid()}, Path({str(folder)!r}), {kind!r}, {batch}, {arguments.image_size}, "
+            f"{arguments.network!r}, {arguments.pooling!r}, {arguments.cpu_kernels!r})"
         )
         launcher = [mpirun(), "-n", "2", *(["--allow-run-as-root"] if os.getuid() == 0 else [])]
         launcher += ["--oversubscribe"] if CORES < 2 else []
@@ -239,6 +249,7 @@ def main() -> int:
     parser = measure.arguments_of(__doc__)
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--pooling", default="dropcov")
+    parser.add_argument("--cpu_kernels", choices=("mindspore", "compiled"), default="mindspore")
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 64], help="global batches (default: 32 64)")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved steps (default: 5)")
@@ -247,10 +258,11 @@ def main() -> int:
         parser.error("a global batch must be even: two ranks share it")
     mpirun()
     names = {"network": arguments.network, "pooling": arguments.pooling, "size": arguments.image_size}
+    names["cpu_kernels"] = arguments.cpu_kernels
     about = measure.environment(PACKAGES, **names, n=arguments.rounds)
     results = [compare(arguments, batch) for batch in arguments.batches]
     report = {"about": about, "results": results}
-    measure.report(arguments.output, "scaling", report, markdown(report))
+    measure.report(arguments.output, "scaling", report, markdown)
     return 0
 
 

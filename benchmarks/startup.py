@@ -217,7 +217,7 @@ def main() -> int:
             results[name] = Starts(arguments, name, data, work).measure()
         values = stale(Path(place))
     report = {"about": about, "results": results, "stale": values}
-    measure.report(arguments.output, "startup", report, markdown(report))
+    measure.report(arguments.output, "startup", report, markdown)
     return 0
 
 
