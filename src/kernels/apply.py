@@ -8,9 +8,9 @@ from pathlib import Path
 from mindspore import nn
 
 from src.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
-from src.kernels.convolution import WinogradConv2d, takes_winograd, winograd_operator
+from src.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
 from src.kernels.covariance import CompiledCentre, CompiledSymmetricVector
-from src.kernels.library import available_threads, compile_kernels, set_threads
+from src.kernels.library import compile_kernels, set_threads, threads_of_process
 from src.pooling.covariance import Centre, SymmetricVector
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,9 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
     Args:
         network: Any network.
         choice: 'mindspore' to leave it alone, or 'compiled' for the kernels of this package: 3x3 convolutions of stride
-            1 with multiples of 32 channels, batch normalisation in training, centring and triangle of a covariance.
-        threads: Threads of the compiled kernels; None for OMP_NUM_THREADS or else all cores of the process.
+            1 with multiples of 32 channels, a 7x7 convolution of images, batch normalisation in training, centring and
+            triangle of a covariance.
+        threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
 
     Returns:
         The number of cells that were replaced.
@@ -41,33 +42,39 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
         raise ValueError(f"CPU kernels must be one of {', '.join(CPU_KERNELS)}, not {choice!r}")
     if choice == "mindspore":
         return 0
-    library = compile_kernels()
-    set_threads(library, threads or available_threads())
-    operators = {nn.Conv2d: winograd_operator(library), nn.BatchNorm2d: batch_norm_operator(library)}
-    count = _replace(network, library, operators)
-    logger.info("compiled CPU kernels in %d cells, %d threads", count, threads or available_threads())
+    library, threads = compile_kernels(), threads or threads_of_process()
+    set_threads(library, threads)
+    count = _replace(network, library)
+    logger.info("compiled CPU kernels in %d cells, %d thread%s", count, threads, "" if threads == 1 else "s")
     return count
 
 
-def _replace(network: nn.Cell, library: Path, operators: dict[type[nn.Cell], object]) -> int:
+def _replace(network: nn.Cell, library: Path) -> int:
     count = 0
     for name, cell in network.name_cells().items():
-        new: nn.Cell | None = None
-        if isinstance(cell, nn.Conv2d) and takes_winograd(cell):
-            new = WinogradConv2d(cell, operators[nn.Conv2d])
-        elif isinstance(cell, nn.BatchNorm2d):
-            new = CompiledBatchNorm2d(cell, operators[nn.BatchNorm2d])
-        elif type(cell) is Centre:
-            new = CompiledCentre(library)
-        elif type(cell) is SymmetricVector:
-            new = CompiledSymmetricVector(cell.channels, library)
-        if new is None:
-            if not isinstance(cell, CompiledBatchNorm2d):  # it holds MindSpore's, for evaluation
-                count += _replace(cell, library, operators)
-        else:
+        new = _replacement(cell, library)
+        if new is not None:
             # Not by setattr, which would put another prefix before the names of the parameters.
             network._cells[name] = new
             count += 1
+        elif not isinstance(cell, CompiledBatchNorm2d):  # it holds MindSpore's, for evaluation
+            count += _replace(cell, library)
     if isinstance(network, nn.SequentialCell):
         network.cell_list = list(network.cells())
     return count
+
+
+def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
+    """What stands for a cell; None for itself."""
+    if isinstance(cell, nn.Conv2d):
+        if takes_winograd(cell):
+            return CompiledConv2d(cell, winograd_operator(library))
+        if takes_stem(cell):
+            return CompiledConv2d(cell, stem_operator(library, cell.out_channels))
+    if isinstance(cell, nn.BatchNorm2d):
+        return CompiledBatchNorm2d(cell, batch_norm_operator(library))
+    if type(cell) is Centre:
+        return CompiledCentre(library)
+    if type(cell) is SymmetricVector:
+        return CompiledSymmetricVector(cell.channels, library)
+    return None

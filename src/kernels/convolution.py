@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's minimal filtering, F(2x2, 3x3) (Lavin and Gray, CVPR 2016), on CPU."""
+"""Convolutions on CPU: 3x3 by Winograd's minimal filtering (Lavin and Gray, CVPR 2016), and a network's first, 7x7."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 _WIDTH = 32  # channels come in pairs of vectors of 16
+_STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
 
 
 def winograd_operator(library: Path) -> ops.Custom:
@@ -38,24 +39,62 @@ def winograd_operator(library: Path) -> ops.Custom:
     )
 
 
+def stem_operator(library: Path, out_channels: int) -> ops.Custom:
+    """The operator (x (N, C, H, W), weight (O, C, 7, 7)) -> (N, O, H', W'), stride 2 and padding 3, with its gradient.
+
+    The gradient with respect to x, which no training needs, is MindSpore's; in graph mode it costs nothing if unused.
+    """
+    data_gradient = ops.Conv2DTranspose(out_channels, 7, pad_mode="pad", pad=3, stride=2)
+    weight_gradient = ops.Custom(
+        f"{library}:stem_weight_gradient", lambda x, dy: (dy[1], x[1], 7, 7), lambda x, dy: x, "aot"
+    )
+
+    def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        return data_gradient(dout, weight, ops.shape(x)), weight_gradient(x, dout)
+
+    return ops.Custom(
+        f"{library}:stem_forward",
+        lambda x, weight: (x[0], weight[0], (x[2] + 1) // 2, (x[3] + 1) // 2),
+        lambda x, weight: x,
+        "aot",
+        bprop=bprop,
+    )
+
+
 def takes_winograd(convolution: nn.Conv2d) -> bool:
-    """Whether a convolution is of the kind that the operator computes: 3x3, stride 1, padding 1, float32, no bias."""
+    """Whether :func:`winograd_operator` computes a convolution: 3x3, stride 1, many channels."""
     return (
-        convolution.kernel_size == (3, 3)
-        and convolution.stride == (1, 1)
+        _is_plain(convolution, kernel_size=3, stride=1)
+        and convolution.in_channels % _WIDTH == 0
+        and convolution.out_channels % _WIDTH == 0
+    )
+
+
+def takes_stem(convolution: nn.Conv2d) -> bool:
+    """Whether :func:`stem_operator` computes a convolution: 7x7, stride 2, of images."""
+    return (
+        _is_plain(convolution, kernel_size=7, stride=2)
+        and convolution.in_channels <= 4
+        and convolution.out_channels % _STEM_WIDTH == 0
+    )
+
+
+def _is_plain(convolution: nn.Conv2d, kernel_size: int, stride: int) -> bool:
+    """Whether all but the channels is as expected: float32, padded by half the kernel, no groups, no bias."""
+    return (
+        convolution.kernel_size == (kernel_size, kernel_size)
+        and convolution.stride == (stride, stride)
         and convolution.dilation == (1, 1)
         and convolution.group == 1
         and convolution.pad_mode == "pad"
-        and convolution.padding in (1, (1, 1, 1, 1))
+        and convolution.padding in (kernel_size // 2, (kernel_size // 2,) * 4)
         and not convolution.has_bias
-        and convolution.in_channels % _WIDTH == 0
-        and convolution.out_channels % _WIDTH == 0
         and convolution.weight.dtype == ms.float32
     )
 
 
-class WinogradConv2d(nn.Cell):
-    """A convolution computed by :func:`winograd_operator`, with the weights of the one that it stands for."""
+class CompiledConv2d(nn.Cell):
+    """A convolution computed by one of the operators, with the weights of the one that it stands for."""
 
     def __init__(self, convolution: nn.Conv2d, operator: ops.Custom) -> None:
         super().__init__(auto_prefix=False)  # the weight keeps its name

@@ -21,12 +21,17 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "
 _MOST_THREADS = 256
 
 
-def available_threads() -> int:
-    """Threads that the kernels use unless told otherwise: OMP_NUM_THREADS where it is set, else the process's cores."""
+def threads_of_process(processes: int = 1) -> int:
+    """Threads for the kernels of one of ``processes`` that train on this host.
+
+    OMP_NUM_THREADS where it is set; else the cores that the process may use, which a launcher may have divided
+    already, or its share of all.
+    """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
-    return len(os.sched_getaffinity(0))
+        return min(int(wanted), _MOST_THREADS)
+    cores, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    return min(cores if cores < all_cores else max(1, cores // processes), _MOST_THREADS)
 
 
 def compile_kernels(folder: Path | None = None) -> Path:

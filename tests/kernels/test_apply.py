@@ -11,7 +11,7 @@ from mindspore import nn
 
 from src.errors import UserError
 from src.kernels import apply_cpu_kernels, compile_kernels
-from src.kernels.library import available_threads, set_threads
+from src.kernels.library import set_threads, threads_of_process
 from src.models import create_model
 from src.training.optimizers import build_optimizer
 
@@ -29,7 +29,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
 def train(choice: str) -> tuple[list[float], nn.Cell]:
     ms.set_seed(0)
     network = create_model("resnet10", pooling="gcp", reduction_dim=32, num_classes=4, stem="small", base_width=32)
-    apply_cpu_kernels(network, choice, threads=2)
+    apply_cpu_kernels(network, choice)
     optimizer = build_optimizer(list(network.trainable_params()), np.full(3, 0.05, np.float32))
     step = nn.TrainOneStepCell(nn.WithLossCell(network, nn.CrossEntropyLoss()), optimizer)
     step.set_train()
@@ -51,9 +51,9 @@ def test_what_is_replaced(cache: None) -> None:
     network = create_model("resnet18", pooling="dropcov", reduction_dim=32, num_classes=4, base_width=32)
     before = [p.name for p in network.get_parameters()]
     assert apply_cpu_kernels(network, "mindspore") == 0
-    assert apply_cpu_kernels(network, "compiled", threads=2) == 14 + 21  # the stride-1 3x3 convolutions, all norms
+    assert apply_cpu_kernels(network, "compiled") == 1 + 14 + 21 + 2  # the first, 3x3 of stride 1, norms, pooling
     assert [p.name for p in network.get_parameters()] == before
-    assert apply_cpu_kernels(network, "compiled", threads=2) == 0  # nothing is left to replace
+    assert apply_cpu_kernels(network, "compiled") == 0  # nothing is left to replace
 
 
 def test_unknown_choice_and_threads(library: Path) -> None:
@@ -63,11 +63,14 @@ def test_unknown_choice_and_threads(library: Path) -> None:
         set_threads(library, 0)
 
 
-def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert available_threads() == 3
+    assert threads_of_process(2) == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert available_threads() >= 1
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for cores, processes, expected in ((8, 1, 8), (8, 3, 2), (8, 16, 1), (2, 4, 2)):  # the last: bound by the launcher
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        assert threads_of_process(processes) == expected
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mindspore import nn
 
-from src.kernels.convolution import WinogradConv2d, takes_winograd, winograd_operator
+from src.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
 from src.kernels.library import set_threads
 from src.models.classifier import convolution
 
@@ -25,17 +25,22 @@ SHAPES = [
 ]
 
 
-def draw(n: int, c: int, o: int, h: int, w: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+STEM_SHAPES = [(2, 3, 8, 32, 32), (1, 3, 16, 33, 50), (2, 1, 8, 1, 2), (1, 3, 8, 10, 224), (3, 4, 8, 7, 97)]
+
+
+def draw(n: int, c: int, o: int, h: int, w: int, k: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    x, weight, dy = (rng.standard_normal(shape) for shape in ((n, c, h, w), (o, c, 3, 3), (n, o, h, w)))
-    return x.astype(np.float32), (weight / (3 * c**0.5)).astype(np.float32), dy.astype(np.float32)
+    out = (n, o, h, w) if k == 3 else (n, o, (h + 1) // 2, (w + 1) // 2)
+    x, weight, dy = (rng.standard_normal(shape) for shape in ((n, c, h, w), (o, c, k, k), out))
+    return x.astype(np.float32), (weight / (k * c**0.5)).astype(np.float32), dy.astype(np.float32)
 
 
 def compute(library: Path, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
     """Output and both gradients."""
-    conv = convolution(weight.shape[1], weight.shape[0], 3)
+    size = weight.shape[-1]
+    conv = convolution(weight.shape[1], weight.shape[0], size, 1 if size == 3 else 2)
     conv.weight.set_data(ms.Tensor(weight))
-    cell = WinogradConv2d(conv, winograd_operator(library))
+    cell = CompiledConv2d(conv, winograd_operator(library) if size == 3 else stem_operator(library, len(weight)))
 
     def weighted(x: ms.Tensor, dy: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         y = cell(x)
@@ -47,12 +52,13 @@ def compute(library: Path, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) ->
 
 def exact(x: np.ndarray, weight: np.ndarray, dy: np.ndarray, dtype: torch.dtype) -> list[np.ndarray]:
     tx, tw = (torch.tensor(a, dtype=dtype, requires_grad=True) for a in (x, weight))
-    y = torch.conv2d(tx, tw, padding=1)
+    size = weight.shape[-1]
+    y = torch.conv2d(tx, tw, stride=1 if size == 3 else 2, padding=size // 2)
     y.backward(torch.tensor(dy, dtype=dtype))
     return [t.detach().numpy() for t in (y, tx.grad, tw.grad)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + [(*shape, 7) for shape in STEM_SHAPES], ids=str)
 def test_output_and_gradients(library: Path, shape: tuple[int, ...], mode: str) -> None:
     values = draw(*shape)
     found, expected, direct = compute(library, *values), exact(*values, torch.float64), exact(*values, torch.float32)
@@ -61,8 +67,11 @@ def test_output_and_gradients(library: Path, shape: tuple[int, ...], mode: str) 
         assert error <= max(3 * usual, 1e-6), f"{name}: {error:.1e}, a direct convolution in float32 has {usual:.1e}"
 
 
-def test_runs_are_bit_identical_and_threads_share_the_work(library: Path, graph_mode: None) -> None:
-    values = draw(6, 32, 64, 14, 14)
+@pytest.mark.parametrize("shape", [(6, 32, 64, 14, 14), (6, 3, 16, 30, 30, 7)], ids=str)
+def test_runs_are_bit_identical_and_threads_share_the_work(
+    library: Path, shape: tuple[int, ...], graph_mode: None
+) -> None:
+    values = draw(*shape)
     first, second = compute(library, *values), compute(library, *values)
     set_threads(library, 1)
     alone = compute(library, *values)
@@ -110,3 +119,19 @@ def test_other_types_are_refused(library: Path, graph_mode: None, dtype: ms.Type
 )
 def test_which_convolutions_are_taken(conv: nn.Conv2d, taken: bool) -> None:
     assert takes_winograd(conv) is taken
+    assert not takes_stem(conv)
+
+
+@pytest.mark.parametrize(
+    ("conv", "taken"),
+    [
+        (convolution(3, 64, 7, 2), True),
+        (convolution(1, 8, 7, 2), True),
+        (convolution(3, 64, 7, 1), False),
+        (convolution(3, 12, 7, 2), False),
+        (convolution(16, 64, 7, 2), False),
+    ],
+)
+def test_which_convolutions_are_stems(conv: nn.Conv2d, taken: bool) -> None:
+    assert takes_stem(conv) is taken
+    assert not takes_winograd(conv)

@@ -18,6 +18,14 @@ typedef int Index __attribute__((vector_size(64)));
 static inline Vec load(const float *p) { return *reinterpret_cast<const Unaligned *>(p); }
 static inline void store(float *p, Vec v) { *reinterpret_cast<Unaligned *>(p) = v; }
 
+// GCC would otherwise read an unaligned vector from memory again for every product that it takes part in.
+static inline Vec in_register(Vec v) {
+#ifdef __AVX512F__
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // One kernel at a time: each uses every thread, and the scratch memory below belongs to threads by number.
 extern std::mutex g_running;
 extern int g_threads;

@@ -198,6 +198,9 @@ template <int R, bool kTilesAreRows>
 void product(const float *a, int64_t a_panel, const float *b, int64_t b_panel, int64_t depth, float *out,
              int64_t out_panel) {
   Vec sum[R][2] = {};
+  if (!kTilesAreRows)
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2; ++j) __builtin_prefetch(out + r * L + j * out_panel, 1);
   if (kTilesAreRows) {
     for (int64_t k0 = 0; k0 < depth; k0 += L, a += a_panel)
       for (int k = 0; k < L; ++k, b += L) {
