@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,11 @@ def test_all_cores_a_bar_and_a_clean_list(tmp_path: Path) -> None:
     os.close(end)
     said, most = b"", 0
     while process.poll() is None:
-        try:
-            said += os.read(terminal, 65536)
-        except OSError:  # Linux says so when the other end is closed
-            break
+        if select.select([terminal], [], [], 0.005)[0]:
+            try:
+                said += os.read(terminal, 65536)
+            except OSError:  # Linux says so when the other end is closed
+                break
         workers = 0
         for child in psutil.Process(process.pid).children():
             try:
