@@ -17,6 +17,7 @@ from typing import IO, Any, Callable
 from src.config import Config, load_config
 from src.errors import UserError
 from src.runtime.signals import StopRequest
+from src.runtime.watch import die_with_parent
 from src.study.runs import FAILURE, State, state_of
 from src.study.spec import Run, Study
 
@@ -122,6 +123,7 @@ def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot:
         stderr=errors,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": str(len(share))},
+        preexec_fn=die_with_parent,  # two trainings must never write to one run folder
     )
     os.sched_setaffinity(process.pid, share)
     return _Job(run, run_config(study, run, output, overrides), folder, slot, process, errors)

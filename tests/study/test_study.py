@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
+import psutil
 import pytest
 
 from src.errors import ConfigError, UserError
@@ -127,22 +129,39 @@ def test_spread_leaves_out_what_is_no_number() -> None:
     assert spread([])["mean"] is None
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def trainings(output: Path) -> list[str]:
+    """Processes that still train for a study."""
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if f"output_path={output}" in line]
+
+
 def test_a_stopped_study_goes_on_and_failures_do_not_stop_it(tmp_path: Path, clean_env: dict[str, str]) -> None:
     text = "config: BASE\nseeds: [1]\nvariants: {good: {pooling: gap}, bad: {pooling: gap, class_num: 3}}\n"
     path = study_file(tmp_path, text)
     output = tmp_path / "out"
     command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), "--study", str(path), "--output", str(output)]
     command += [f"--{text}" for text in (*SMALL, DATA)]
-    first = subprocess.Popen(command, env=clean_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = output / "good" / "seed-1" / "train.log"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and "steps an epoch" in log.read_text(encoding="utf-8")):
-        assert first.poll() is None and time.monotonic() < deadline, first.communicate()
-        time.sleep(0.1)
-    first.send_signal(signal.SIGTERM)
-    said = first.communicate(timeout=120)
-    assert first.returncode == 128 + signal.SIGTERM, said
-    assert "goes on from here" in said[1]
+
+    def stop_by(number: int, times_begun: int) -> tuple[int, str]:
+        """Start the study, send the signal once the run has begun that many times in all; exit code, errors."""
+        process = subprocess.Popen(command, env=clean_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: log.is_file() and log.read_text(encoding="utf-8").count("steps an epoch") == times_begun)
+        process.send_signal(number)
+        said = process.communicate(timeout=120)[1]
+        wait_for(lambda: not trainings(output))
+        return process.returncode, said
+
+    assert stop_by(signal.SIGKILL, 1)[0] == -signal.SIGKILL
+    code, said = stop_by(signal.SIGTERM, 2)
+    assert code == 128 + signal.SIGTERM and "goes on from here" in said
     done = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stderr
     assert "failed: bad/seed-1: exit code 2" in done.stderr and "class_num" in done.stderr
