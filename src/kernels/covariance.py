@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import ops
 
 from src.pooling.base import row_sums
-from src.pooling.covariance import Centre, SymmetricVector
+from src.pooling.covariance import Centre, SymmetricVector, constant_column
 
 
 class CompiledCentre(Centre):
@@ -39,10 +39,14 @@ class CompiledSymmetricVector(SymmetricVector):
         self.triangle = ops.Custom(f"{library}:triangle", lambda c, f: (c[0], k), lambda c, f: c, "aot")
         self.adjoint = ops.Custom(f"{library}:triangle_gradient", lambda v, f: (v[0], d, d), lambda v, f: v, "aot")
 
-    def take(self, c: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
-        """V times a factor, `(N, d, d) -> (N, d(d+1)/2)`."""
-        return self.triangle(c, ops.full((1,), factor, dtype=ms.float32))
+    def construct(self, c: ms.Tensor) -> ms.Tensor:
+        """The vector of a batch of matrices."""
+        return self.scaled(c, 1.0)
+
+    def scaled(self, c: ms.Tensor, factor: float) -> ms.Tensor:
+        """V times a factor, `(N, d, d) -> (N, d(d+1)/2)`; without a gradient of its own."""
+        return self.triangle(c, constant_column(1, factor))
 
     def spread(self, dout: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
         """The adjoint of V, symmetrised, times a factor: `(N, d(d+1)/2) -> (N, d, d)`."""
-        return self.adjoint(dout, ops.full((1,), factor, dtype=ms.float32))
+        return self.adjoint(dout, constant_column(1, factor))

@@ -33,6 +33,12 @@ def triu_indices(channels: int) -> Tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(channels)
 
 
+@ops.constexpr
+def constant_column(length: int, value: float) -> ms.Tensor:
+    """A constant of the compiled graph, `(length, 1)`; `ops.full` cannot be relied on in gradients."""
+    return ms.Tensor(np.full((length, 1), value, np.float32))
+
+
 def centred(x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
     """The map minus its mean over the M = H*W positions, and the mean, `(N, C, H, W) -> (N, C, M), (N, C)`.
 
@@ -93,19 +99,18 @@ class SymmetricVector(Float32Cell):
         self.index = ms.Tensor((rows * channels + cols).astype(np.int32))
         self.weight = ms.Tensor(np.where(rows == cols, 1.0, 0.5).astype(np.float32)[None])
 
-    def take(self, c: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
-        """V times a factor, `(N, d, d) -> (N, d(d+1)/2)`."""
-        v = ops.gather(c.reshape(-1, self.channels * self.channels), self.index, 1)
-        return v if factor == 1.0 else v * factor
+    def scaled(self, c: ms.Tensor, factor: float) -> ms.Tensor:
+        """V times a factor, `(N, d, d) -> (N, d(d+1)/2)`; without a gradient of its own."""
+        return ops.gather(c.reshape(-1, self.channels * self.channels), self.index, 1) * factor
 
     def spread(self, dout: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
         """The adjoint of V, symmetrised, times a factor: `(N, d(d+1)/2) -> (N, d, d)`."""
-        weight = ops.matmul(ops.full((dout.shape[0], 1), factor, dtype=ms.float32), self.weight)
+        weight = ops.matmul(constant_column(dout.shape[0], factor), self.weight)
         return ops.gather(dout * weight, self.places, 1).reshape(-1, self.channels, self.channels)
 
     def construct(self, c: ms.Tensor) -> ms.Tensor:
         """The vector of a batch of matrices."""
-        return self.take(c)
+        return ops.gather(c.reshape(-1, self.channels * self.channels), self.index, 1)
 
     def bprop(self, c: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """Gradient with respect to c, symmetrised."""
@@ -127,7 +132,7 @@ class GramVector(Float32Cell):
 
     def construct(self, a: ms.Tensor) -> ms.Tensor:
         """The vector of a batch of centred maps."""
-        return self.vector.take(self.product_t(a, a), 1.0 / a.shape[-1])
+        return self.vector.scaled(self.product_t(a, a), 1.0 / a.shape[-1])
 
     def bprop(self, a: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """Gradient with respect to a."""

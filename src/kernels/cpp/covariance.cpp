@@ -63,7 +63,7 @@ KERNEL(centre) {
   return 0;
 }
 
-// c (n, d, d), factor (1) -> factor times the upper triangle row by row, (n, d (d + 1) / 2).
+// c (n, d, d), factor (1, 1) -> factor times the upper triangle row by row, (n, d (d + 1) / 2).
 KERNEL(triangle) {
   if (!all_float32(count, types)) return 1;
   std::lock_guard<std::mutex> lock(g_running);
@@ -79,7 +79,7 @@ KERNEL(triangle) {
   return 0;
 }
 
-// v (n, d (d + 1) / 2), factor (1) -> factor / 2 times (T + T^T) for the upper triangular T, (n, d, d).
+// v (n, d (d + 1) / 2), factor (1, 1) -> factor / 2 times (T + T^T) for the upper triangular T, (n, d, d).
 KERNEL(triangle_gradient) {
   if (!all_float32(count, types)) return 1;
   std::lock_guard<std::mutex> lock(g_running);
