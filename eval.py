@@ -25,6 +25,11 @@ def main(config: Config) -> None:
 
         result = evaluate(local, world)
         if world.is_main:
+            if result.get("limit"):
+                print(
+                    f"{result['num_samples']} images, {result['images_per_s']:.1f} images/s: the {result['limit']} is "
+                    f"the limit ({result['waited_share']:.0%} of the time spent waiting for images)"
+                )
             shown = {key: result[key] for key in _SHOWN if key in result}
             print(f"result: {shown} ckpt={local.checkpoint_file_path}")
 
