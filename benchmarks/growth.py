@@ -167,7 +167,7 @@ def chart(report: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes = report["axes"]
     figure, panels = pyplot.subplots(2, len(axes), figsize=(3.3 * len(axes), 5.6), squeeze=False, sharey="row")
@@ -178,12 +178,15 @@ def chart(report: dict[str, Any], path: Path) -> None:
             panel = panels[row][column]
             y = [per_image(point)[row] for point in points]
             panel.loglog(x, y, marker=marker, color=COLOURS[row])
-            panel.set_title(f"exponent {powers[row]:.2f}", fontsize=10)
+            panel.set_title(f"exponent at the end {powers[row]:.2f}", fontsize=10)
             panel.grid(True, which="major", alpha=0.3)
             panel.xaxis.set_major_locator(FixedLocator(x))
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            panel.tick_params(axis="x", labelsize=8)
+            panel.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+            panel.yaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.tick_params(axis="both", labelsize=8)
             if column == 0:
                 panel.set_ylabel(unit)
             if row == 1:
@@ -191,6 +194,17 @@ def chart(report: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report of several; where a point was measured again, the last one."""
+    found: dict[str, dict[Any, Any]] = {}
+    for axis in AXES:
+        for report in reports:
+            for point in report["axes"].get(axis, []):
+                found.setdefault(axis, {})[point[axis]] = point
+    about = {**reports[0]["about"], "command": "; ".join(report["about"]["command"] for report in reports)}
+    return {"about": about, "axes": {axis: list(points.values()) for axis, points in found.items()}}
 
 
 def main() -> int:
@@ -203,12 +217,13 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, default=BASE["batch"])
     parser.add_argument("--image_size", type=int, default=BASE["size"])
     parser.add_argument("--points", type=int, help="only the first points of each axis, to try it")
-    parser.add_argument("--from_json", type=Path, nargs="+", help="reports whose points are taken instead of measuring")
+    parser.add_argument(
+        "--from_json", type=Path, nargs="+", help="reports whose points are taken, the last one's first"
+    )
     arguments = parser.parse_args()
     if arguments.from_json:
         reports = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.from_json]
-        merged = {axis: points for report in reports for axis, points in report["axes"].items()}
-        report = {"about": reports[0]["about"], "axes": {axis: merged[axis] for axis in AXES if axis in merged}}
+        report = merged(reports)
     else:
         about = measure.environment(
             PACKAGES, pooling=arguments.pooling, cpu_kernels=arguments.cpu_kernels, n=arguments.steps
