@@ -122,6 +122,12 @@ class Config:
     loss_scale: float = _training(
         1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", bounds="x > 0"
     )
+    cpu_kernels: str = _training(
+        "mindspore",
+        "Kernels of a training on CPU in float32: MindSpore's, or compiled for the faster ones of this project, which "
+        "need a C++ compiler (g++, or the one named in CXX).",
+        choices=("mindspore", "compiled"),
+    )
     seed: int = _training(1, "Seed of initialisation, shuffling, augmentation and dropout.", bounds="x >= 0")
     log_interval: int = _training(100, "Steps between two lines of the log.", bounds="x >= 1")
 
@@ -294,6 +300,8 @@ def _contradictions(config: Config) -> list[str]:
             found.append(f"{name} = {list(values)}: must have in_channels = {config.in_channels} numbers")
     if config.nesterov and config.momentum == 0:
         found.append("nesterov = True: needs a momentum above 0")
+    if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
+        found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
     if config.device_num > 1 and not config.run_distribute:
         found.append(f"device_num = {config.device_num}: needs run_distribute = True")
     if config.enable_modelarts and not (config.data_url or config.train_url or config.checkpoint_url):

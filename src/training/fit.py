@@ -22,6 +22,7 @@ from src.data import pipeline_errors, steps_per_epoch
 from src.data.transforms import channel_statistics
 from src.errors import UserError
 from src.evaluation import Evaluation, evaluate, numpy_batches
+from src.kernels import apply_cpu_kernels, threads_of_process
 from src.runtime.distributed import World
 from src.runtime.signals import Interrupted, StopRequest
 from src.training.interruption import StepBoundary, agreed_signal
@@ -123,6 +124,8 @@ class _Training:
         store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max)
         self.state = TrainingState(network, optimizer, store, world, self.steps, about)
         self.start = self._restore()
+        # After the checkpoints are read: their names are those of the network as it was built.
+        apply_cpu_kernels(network, config.cpu_kernels, threads_of_process(world.local_size))
         if world.size > 1 and config.device_target != "CPU":  # on CPU nothing overlaps: fewer, larger ones were slower
             fuse_reductions(list(network.trainable_params()))
         self.model = Model(

@@ -133,6 +133,8 @@ def test_closest_always_answers():
         ({"mean": (0.5,)}, ["mean", "in_channels = 3"]),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, ["std", "in_channels = 3"]),
         ({"nesterov": True, "momentum": 0}, ["nesterov", "momentum"]),
+        ({"cpu_kernels": "compiled", "device_target": "GPU"}, ["cpu_kernels", "device_target = CPU"]),
+        ({"cpu_kernels": "compiled", "amp_level": "O1"}, ["cpu_kernels", "amp_level = O0"]),
         ({"device_num": 2}, ["device_num = 2", "run_distribute"]),
         ({"enable_modelarts": True}, ["data_url", "train_url"]),
         ({"batch_sise": 2}, ["batch_sise", "closest: batch_size"]),
