@@ -75,5 +75,6 @@ def chart(cases: list[dict[str, Any]], path: Path) -> None:
         axis.set_title(f"d = {d}, {phase}")
         axis.set_ylabel("µs per image")
         axis.grid(axis="y", alpha=0.3)
-    axes[0][0].legend()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     figure.savefig(path, dpi=90)
