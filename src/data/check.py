@@ -68,7 +68,7 @@ def check_image_folder(
     good: Counter[str] = Counter()
     usable: list[str] = []
     digests: dict[bytes, str] = {}
-    for path, (found, digest) in zip(paths, progress(results, len(paths))):
+    for (found, digest), path in zip(progress(results, len(paths)), paths):  # in this order the bar sees the end
         split, label, _ = path.split("/")
         report.findings += [dataclasses.replace(finding, path=printable(path)) for finding in found]
         if not _is_image(path):
