@@ -18,6 +18,7 @@ from src.data.image_folder import class_names, image_names
 from src.errors import UserError
 from src.robustness.corruptions import corrupt
 from src.robustness.severities import CORRUPTIONS, SEVERITIES
+from src.runtime.watch import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]
         yield from map(_Write(plan), images)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
         yield from pool.map(_Write(plan), images, chunksize=4)
 
 
