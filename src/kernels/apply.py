@@ -10,8 +10,10 @@ from mindspore import nn
 from src.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
 from src.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
 from src.kernels.covariance import CompiledCentre, CompiledSymmetricVector
+from src.kernels.element_wise import CompiledAffine, CompiledSignedRootL2
 from src.kernels.library import compile_kernels, set_threads, threads_of_process
 from src.pooling.covariance import Centre, SymmetricVector
+from src.pooling.element_wise import Affine, SignedRootL2
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
         network: Any network.
         choice: 'mindspore' to leave it alone, or 'compiled' for the kernels of this package: 3x3 convolutions of stride
             1 with multiples of 32 channels, a 7x7 convolution of images, batch normalisation in training, centring and
-            triangle of a covariance.
+            triangle of a covariance, its signed root, scale and shift.
         threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
 
     Returns:
@@ -77,4 +79,8 @@ def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
         return CompiledCentre(library)
     if type(cell) is SymmetricVector:
         return CompiledSymmetricVector(cell.channels, library)
+    if type(cell) is SignedRootL2:
+        return CompiledSignedRootL2(library)
+    if type(cell) is Affine:
+        return CompiledAffine(cell, library)
     return None

@@ -43,6 +43,16 @@ void parallel(int64_t items, Body body) {
   for (auto &t : others) t.join();
 }
 
+// As `parallel`, where the floats to write are worth the start of a thread.
+template <class Body>
+void share(int64_t items, int64_t floats, Body body) {
+  if (floats >= int64_t{1} << 18) {
+    parallel(items, body);
+  } else {
+    for (int64_t i = 0; i < items; ++i) body(i, 0);
+  }
+}
+
 // Memory that stays from call to call: fresh pages cost more than what is computed on them.
 class Scratch {
  public:

@@ -3,16 +3,6 @@
 
 namespace {
 
-// As `parallel`, where the floats to write are worth the start of a thread.
-template <class Body>
-void share(int64_t items, int64_t floats, Body body) {
-  if (floats >= int64_t{1} << 18) {
-    parallel(items, body);
-  } else {
-    for (int64_t i = 0; i < items; ++i) body(i, 0);
-  }
-}
-
 float total(const float *x, int64_t length) {
   Vec sum[4] = {};
   int64_t i = 0;
