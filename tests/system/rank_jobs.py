@@ -116,10 +116,10 @@ class Job:
         alive = psutil.wait_procs(self.family, timeout=max(1.0, seconds - (time.monotonic() - began)))[1]
         assert not alive, f"left behind: {alive}"
         assert self.process.returncode != 0
-        for port in self.ports - {0}:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", port))
+        # Another job may have been given the same port since: what counts is who holds it.
+        family = {process.pid for process in self.family}
+        held = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port in self.ports and c.pid in family]
+        assert not held, f"ports left busy: {held}"
         return errors
 
 
