@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -22,7 +23,7 @@ SPLITS = ("train", "val")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Source(ABC):
     """The images of one split, addressed by index. Listing and checking happen once, when it is opened.
 
     Attributes:
@@ -47,10 +48,11 @@ class Source:
         return len(self.labels)
 
     @property
+    @abstractmethod
     def image_shape(self) -> Optional[tuple[int, int, int]]:
         """(H, W, C) of every image, or None when images are encoded files of any size, to be decoded as RGB."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, index: int) -> np.ndarray:
         """Return one image: uint8 (H, W, C), or the bytes of the encoded file, uint8 (n,).
 
@@ -59,7 +61,6 @@ class Source:
         Raises:
             UserError: The file cannot be read; the message names it.
         """
-        raise NotImplementedError
 
     def pixels(self, index: int) -> np.ndarray:
         """Return one image, uint8 (H, W, C): as it is held in memory, or decoded to RGB.
@@ -85,8 +86,9 @@ class Source:
         chosen = np.asarray(indices, dtype=np.int64)
         return dataclasses.replace(self, labels=_frozen(self.labels[chosen]), **self._subset_fields(chosen))
 
+    @abstractmethod
     def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return the fields that hold the images, of these images only."""
 
 
 @dataclasses.dataclass(frozen=True)

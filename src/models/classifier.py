@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import mindspore as ms
@@ -36,7 +37,7 @@ def batch_norm(channels: int, zero_init: bool = False) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.9, gamma_init=0.0 if zero_init else 1.0)
 
 
-class ImageClassifier(nn.Cell):
+class ImageClassifier(nn.Cell, ABC):
     """Base of the networks. A subclass builds its backbone, then calls :meth:`build_head`.
 
     Parameter names are those of the released checkpoints: ``layer_reduce``, ``layer_reduce_bn``, ``pooling``, ``fc``.
@@ -75,9 +76,10 @@ class ImageClassifier(nn.Cell):
             bias_init=Uniform(1 / math.sqrt(width)),
         )
 
+    # Type checkers find a subclass without it; Python does not, since C++ allocates a Cell.
+    @abstractmethod
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to the last stage's feature maps."""
-        raise NotImplementedError
 
     def forward_features(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to what enters the pooling, (N, num_features, H', W')."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Optional, Tuple
 
 import mindspore as ms
@@ -63,7 +64,7 @@ class CovarianceEigen(Float32Cell):
         return (ops.zeros_like(x),)
 
 
-class SpectralFunction(Float32Cell):
+class SpectralFunction(Float32Cell, ABC):
     r"""f(C) = U f(lambda) U^T, C = A A^T / M of known decomposition, `(N, d, M) -> (N, d, d)`.
 
     The derivative is that of the matrix function, not of the eigenvectors, so repeated eigenvalues are harmless
@@ -85,13 +86,14 @@ class SpectralFunction(Float32Cell):
         self.product_t = ops.BatchMatMul(transpose_b=True)
         self.t_product = ops.BatchMatMul(transpose_a=True)
 
+    # Type checkers find a subclass without these; Python does not, since C++ allocates a Cell.
+    @abstractmethod
     def function(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
         """Function of eigenvalues `(N, d)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
         """Its derivative at eigenvalues `(N, d)`."""
-        raise NotImplementedError
 
     def shift(self, p: ms.Tensor) -> ms.Tensor:
         """Distance from zero of the point where f is singular: closeness is relative to the distance from it."""
