@@ -13,8 +13,12 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
 def load(name: str) -> Dict[str, np.ndarray]:
-    with np.load(FIXTURES / f"pooling_{name}.npz") as data:
-        return dict(data)
+    """All arrays of a fixture; a large one keeps the poolings that compute eigenvalues or roots in a second file."""
+    arrays: Dict[str, np.ndarray] = {}
+    for path in sorted(FIXTURES.glob(f"pooling_{name}*.npz")):
+        with np.load(path) as data:
+            arrays.update(data)
+    return arrays
 
 
 def cotangent(data: Dict[str, np.ndarray], shape: Tuple[int, ...]) -> np.ndarray:
