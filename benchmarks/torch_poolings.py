@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 @functools.cache
-def tables(d: int) -> Tuple[Tensor, Tensor, Tensor]:
+def tables(d: int, device: torch.device) -> Tuple[Tensor, ...]:
     """Places of V in the flattened matrix, places of the matrix in V, and what halves the off-diagonal entries."""
     rows, cols = np.triu_indices(d)
     places = np.zeros((d, d), np.int64)
     places[rows, cols] = places[cols, rows] = np.arange(rows.size)
     weight = np.where(rows == cols, 1.0, 0.5).astype(np.float32)
-    return torch.from_numpy(rows * d + cols), torch.from_numpy(places.reshape(-1)), torch.from_numpy(weight)
+    return tuple(torch.from_numpy(values).to(device) for values in (rows * d + cols, places.reshape(-1), weight))
 
 
 class SymmetricVector(torch.autograd.Function):
@@ -33,12 +33,12 @@ class SymmetricVector(torch.autograd.Function):
     def forward(ctx: Any, c: Tensor, scale: float) -> Tensor:
         """`(N, d, d) -> (N, d(d+1)/2)`."""
         ctx.d, ctx.scale = c.shape[1], scale
-        return c.flatten(1).index_select(1, tables(ctx.d)[0]).mul_(scale)
+        return c.flatten(1).index_select(1, tables(ctx.d, c.device)[0]).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tuple[Tensor, None]:
         """(G + G^T) / 2."""
-        _, places, weight = tables(ctx.d)
+        _, places, weight = tables(ctx.d, g.device)
         return (g * (weight * ctx.scale)).index_select(1, places).view(-1, ctx.d, ctx.d), None
 
 
@@ -135,14 +135,14 @@ def dropcov(x: Tensor, kernel: Tensor, training: bool) -> Tensor:
         # Row sums of the covariance without the covariance.
         pi = scaled * torch.bmm(a, torch.bmm(a.transpose(1, 2), scaled))
         rho = (1 - 10 / math.log2(d) * torch.cosine_similarity(omega, pi.squeeze(-1)).mean()).clamp(0.0, 0.95)
-        keep = (torch.rand(n, d) >= rho) / (1 - rho)
+        keep = (torch.rand(n, d, device=x.device) >= rho) / (1 - rho)
     return SymmetricVector.apply(ScaledGram.apply(a, (1 + omega) * keep), 1 / m)
 
 
 @functools.cache
-def identity(d: int) -> Tensor:
+def identity(d: int, device: torch.device) -> Tensor:
     """`(1, d, d)`."""
-    return torch.eye(d)[None]
+    return torch.eye(d, device=device)[None]
 
 
 def fast_mpn(x: Tensor, iterations: int = 5) -> Tensor:
@@ -150,7 +150,7 @@ def fast_mpn(x: Tensor, iterations: int = 5) -> Tensor:
     d = x.shape[1]
     c = Gram.apply(centred(x))
     trace = c.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
-    unit = 1.5 * identity(d)
+    unit = 1.5 * identity(d, x.device)
     y = c * (-0.5 / trace)
     t = unit + y
     y, z = torch.bmm(y, t), t
@@ -232,11 +232,11 @@ def apn(x: Tensor) -> Tensor:
     def alpha(lam: Tensor) -> Tensor:
         s = lam.clamp(min=1e-30).log()[:, None, :]
         slope = lam.amax(-1, keepdim=True).log() - lam.amin(-1, keepdim=True).clamp(min=0.1).log()
-        grid = torch.linspace(0.1, 1, 48)[None]
+        grid = torch.linspace(0.1, 1, 48, device=lam.device)[None]
         p = (s * grid[:, :, None]).softmax(-1)
         best = (grid * slope - 4 * torch.xlogy(p, p).sum(-1)).argmax(-1, keepdim=True)
         reach = 0.9 / 47
-        points = (best * reach + 0.1 + torch.linspace(-reach, reach, 48)).clamp(0.1, 1)
+        points = (best * reach + 0.1 + torch.linspace(-reach, reach, 48, device=lam.device)).clamp(0.1, 1)
         p = (s * points[:, :, None]).softmax(-1)
         variance = (p * (s - (p * s).sum(-1, keepdim=True)) ** 2).sum(-1)
         rising = (slope - 4 * points * variance > 0).sum(-1, keepdim=True)
@@ -245,11 +245,12 @@ def apn(x: Tensor) -> Tensor:
     return _spectral(x, _power, _power_slope, alpha)
 
 
-def poolings(d: int) -> Dict[str, Callable[[Tensor, bool], Tensor]]:
+def poolings(d: int, device: str = "cpu") -> Dict[str, Callable[[Tensor, bool], Tensor]]:
     """Every pooling for d channels by name, `(features, training) -> vector`, with its parameters."""
     k = d * (d + 1) // 2
-    kernel = torch.tensor([[[0.3, -0.2, 0.5]]], requires_grad=True)
-    gamma, beta = torch.ones(k, requires_grad=True), torch.zeros(k, requires_grad=True)
+    kernel = torch.tensor([[[0.3, -0.2, 0.5]]], device=device, requires_grad=True)
+    gamma = torch.ones(k, device=device, requires_grad=True)
+    beta = torch.zeros(k, device=device, requires_grad=True)
     found: Dict[str, Callable[[Tensor, bool], Tensor]] = {
         f.__name__: _without_training(f)
         for f in (gap, gcp, fast_mpn, bcnn, sigme, logm, ilogm, mpn, apn, ibcnn, maxexp)
