@@ -1,4 +1,8 @@
-"""Shared by all tests: the repository root on the path, MindSpore's log kept to errors, both execution modes."""
+"""Shared by all tests: the repository root on the path, MindSpore's log kept to errors, the device, both modes.
+
+``pytest --device_target=GPU tests/pooling ...`` computes on a GPU. Convolutions then keep to float32: MindSpore would
+let them use TF32, whose ten bits are far from the tolerances of these tests.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from src.errors import UserError  # noqa: E402
 from src.runtime.environment import prepare_environment  # noqa: E402
 
-prepare_environment()
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What the tests compute on."""
+    parser.addoption("--device_target", choices=("CPU", "GPU", "Ascend"), default="CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what MindSpore reads when it is imported, which happens once tests are collected."""
+    device = config.getoption("--device_target")
+    try:
+        prepare_environment(device)
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from error
+    if device != "CPU":
+        import mindspore as ms
+
+        ms.set_device(device)
+        if device == "GPU":
+            ms.set_context(gpu_config={"conv_allow_tf32": False})
 
 
 @pytest.fixture
