@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from src.errors import UserError
 
 # Paddle adds a table of its own parameter names to the tensors.
 _NAME_TABLE = "StructuredToParameterName@@"
+# Codes of what NumPy calls boolean, integer, floating and complex kinds.
+_NUMBERS = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)")
 _STATISTICS = {"_mean": "running_mean", "_variance": "running_var"}
 
 
@@ -30,7 +34,7 @@ def read_paddle(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         UserError: The pickle wants to build anything but arrays; a value is not an array.
-        Exception: Whatever the unpickler raises on damaged bytes.
+        Exception: On damaged bytes: one of several, as the unpickler meets them.
     """
     with path.open("rb") as file:
         content = _ArrayUnpickler(file, path).load()
@@ -40,18 +44,27 @@ def read_paddle(path: Path) -> dict[str, np.ndarray]:
     for name, value in content.items():
         if name == _NAME_TABLE:
             continue
-        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype.hasobject:
+        if not isinstance(name, str) or not isinstance(value, _Array):
             raise UserError(f"{path}: {name} is of type {type(value).__name__}, not an array of numbers")
         module, _, leaf = name.rpartition(".")
         leaf = _STATISTICS.get(leaf, leaf)
-        if leaf == "weight" and value.ndim == 2:
-            value = np.ascontiguousarray(value.T)
-        arrays[f"{module}.{leaf}" if module else leaf] = value
+        array = value.value
+        if leaf == "weight" and array.ndim == 2:
+            array = np.ascontiguousarray(array.T)
+        arrays[f"{module}.{leaf}" if module else leaf] = array
     return arrays
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays and containers; any other global name in the file is an error."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """Builds arrays and containers; any other global name in the file is an error.
+
+    Python's own unpickler: the one in C takes any amount of memory when one bit of a file is wrong. NumPy's functions
+    for this, which can end the process on wrong content, are not used either.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file, encoding="latin1")
@@ -66,6 +79,48 @@ class _ArrayUnpickler(pickle.Unpickler):
                 f"{self._path}: refers to {module}.{name}; only arrays are read, because anything else could run code"
             ) from None
 
+    def _load_bytearray8(self) -> None:
+        """Protocol 5's arrays; the original takes memory before it knows that the file is as long."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray8  # type: ignore[assignment]
+
+
+class _Kind:
+    """Stands for `numpy.dtype`."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not _NUMBERS.fullmatch(code):
+            raise ValueError(f"an array of {code!r}, not of numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for `numpy.ndarray`."""
+
+    value: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        content = data.encode("latin1") if isinstance(data, str) else data
+        self.value = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C").copy("K")
+
+
+def _reconstruct(*_: Any) -> _Array:
+    """An array whose content follows (protocols below 5)."""
+    return _Array()
+
+
+def _frombuffer(data: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
+    """An array with its content (protocol 5)."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", data))
+    return array
+
 
 def _encode(text: str, encoding: str) -> bytes:
     """Protocols below 3 write bytes as text; nothing but this codec appears in arrays."""
@@ -75,10 +130,10 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 _ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): np.core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    ("numpy.core.numeric", "_frombuffer"): np.core.numeric._frombuffer,  # type: ignore[attr-defined]
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
 }

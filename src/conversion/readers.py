@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Callable
 
@@ -11,6 +14,22 @@ import numpy as np
 
 from src.conversion.paddle import read_paddle
 from src.errors import UserError
+
+# What unpicklers raise on foreign or damaged bytes, which they run like a program.
+_UNPICKLING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 # Keys under which training scripts keep the state dict, besides epoch, arch, best_acc1, optimizer.
 _WRAPPERS = ("state_dict", "model")
@@ -64,13 +83,13 @@ def _read_torch(path: Path) -> Any:
     # PyTorch does not compare the checksums of its own archives.
     try:
         broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (*_UNPICKLING_ERRORS, zipfile.BadZipFile, zlib.error) as error:
         raise damaged(path, "PyTorch", error) from error
     if broken:
         raise UserError(f"{path}: damaged, the checksum of its part {broken!r} is wrong")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler fails in any way on foreign bytes
+    except _UNPICKLING_ERRORS as error:
         if "weights_only" in str(error).lower() or "Weights only" in str(error):
             raise UserError(
                 f"{path}: holds Python objects besides tensors, which are not read because that could run code; save "
@@ -81,21 +100,22 @@ def _read_torch(path: Path) -> Any:
 
 def _read_safetensors(path: Path) -> Any:
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
         raise needs("safetensors", path) from None
     try:
         return load_file(path)
-    except Exception as error:  # its own error class is not public in every version
+    except AttributeError as error:
+        raise UserError(f"{path}: holds numbers of a format that NumPy does not have ({error})") from error
+    except (OSError, SafetensorError) as error:
         raise damaged(path, "safetensors", error) from error
 
 
 def _read_paddle(path: Path) -> Any:
     try:
         return read_paddle(path)
-    except UserError:
-        raise
-    except Exception as error:  # the unpickler fails in any way on foreign bytes
+    except _UNPICKLING_ERRORS as error:
         raise damaged(path, "Paddle", error) from error
 
 
