@@ -1,5 +1,8 @@
+"""Shared by the tests of the data."""
+
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Callable
 
@@ -7,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import check_dataset
 from src.data import ArraySource, array_source
+from tests.data.image_files import PIXELS, encoded
 
 
 @pytest.fixture
@@ -45,3 +50,34 @@ def batches() -> Callable[..., list[dict[str, np.ndarray]]]:
         return list(dataset.create_dict_iterator(num_epochs=1, output_numpy=True))
 
     return collect
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of four good images in train/, two in val/."""
+    root = tmp_path / "data"
+    for split, count in (("train", 4), ("val", 2)):
+        for label in ("cat", "dog"):
+            (root / split / label).mkdir(parents=True)
+            for number in range(count):
+                seed = len(list(root.rglob("*.png")))  # another image each time
+                (root / split / label / f"{number}.png").write_bytes(encoded(pixels=np.roll(PIXELS, seed, 1)[:9, :9]))
+    return root
+
+
+@pytest.fixture
+def check(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable:
+    """Run the check: (exit code, problems, notes), each finding as (kind, path, text)."""
+
+    def run(*options: str) -> tuple[int, list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+        report = tmp_path / "report.json"
+        code = check_dataset.main(["--data_path", str(folder), "--json", str(report), *options])
+        content = json.loads(report.read_text())
+        printed = capsys.readouterr().out.splitlines()
+        problems, notes = ([(f["kind"], f["path"], f["text"]) for f in content[k]] for k in ("problems", "notes"))
+        for finding in problems:
+            assert f"problem: {': '.join(part for part in finding if part)}" in printed
+        assert f"problems: {len(problems)}, notes: {len(notes)}" in printed[-1] or "--write_clean_list" in options
+        return code, problems, notes
+
+    return run
