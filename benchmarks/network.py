@@ -47,6 +47,7 @@ def training_step(
     classes: int,
     batch: tuple[np.ndarray, np.ndarray],
     cpu_kernels: str = "mindspore",
+    ranks: int = 1,
     **options: Any,
 ) -> tuple[Any, Any]:
     """A function that trains a step on a batch, as train.py does, and gives its loss; and the network."""
@@ -57,12 +58,15 @@ def training_step(
     from src.models import create_model
     from src.training.losses import LabelSmoothingCrossEntropy
     from src.training.optimizers import build_optimizer
+    from src.training.reduction import reduce_in_order
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)
     apply_cpu_kernels(network, cpu_kernels)
     rates = np.full(100_000, RATE, np.float32)
     optimizer = build_optimizer(list(network.trainable_params()), rates, momentum=MOMENTUM, weight_decay=DECAY)
     model = Model(network, loss_fn=LabelSmoothingCrossEntropy(SMOOTHING), optimizer=optimizer)
+    if ranks > 1:
+        reduce_in_order(model.train_network, ranks)
     images, labels = (ms.Tensor(a) for a in batch)
 
     def step() -> float:

@@ -64,7 +64,7 @@ def steps(
     from benchmarks.network import batch_of, training_step
 
     ms.set_seed(0)
-    step, net = training_step(network, pooling, 1000, batch_of(size, batch, 1000), cpu_kernels)
+    step, net = training_step(network, pooling, 1000, batch_of(size, batch, 1000), cpu_kernels, world.size)
     step()
     reduce = reduction(net) if kind == "ranks" else step
     reduce()
@@ -84,23 +84,10 @@ def steps(
 def reduction(network: Any) -> Any:
     """The all-reduce of a network's gradients alone, one by one as on CPU."""
     import mindspore as ms
-    from mindspore import nn, ops
 
-    class Reduce(nn.Cell):
-        """Values in the place of gradients."""
+    from src.training.reduction import OrderedMean
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.all_reduce = ops.AllReduce()
-
-        def construct(self, values: Any) -> Any:
-            """Sums over the ranks."""
-            sums = []
-            for value in values:
-                sums.append(self.all_reduce(value))
-            return sums
-
-    reduce = Reduce()
+    reduce = OrderedMean(2)
     values = tuple(ms.Tensor(np.zeros(p.shape, np.float32)) for p in network.trainable_params())
 
     def run() -> None:

@@ -6,6 +6,7 @@ process besides: ``msrun`` brings it, under ``mpirun`` ``scheduler.py`` does.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -118,6 +119,10 @@ def session(
     under_mpi = launched_ranks()[0] == "mpirun"  # asked before the variables of msrun are set as well
     if run_distribute and under_mpi and device_target == "CPU":
         join_under_mpi(rank_timeout)
+    if run_distribute and device_target == "CPU" and os.environ.get("MS_ROLE") != "MS_SCHED":
+        # How long an all-reduce waits for a rank that is late; 30 s if unset, and the training would end with an error
+        # of the kernel. A rank that is lost is noticed before that.
+        os.environ.setdefault("MS_NODE_TIMEOUT", str(math.ceil(rank_timeout) + 60))
     set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
     if not run_distribute:
         yield World()

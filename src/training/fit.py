@@ -32,7 +32,7 @@ from src.training.optimizers import build_optimizer
 from src.training.precision import loss_scale_manager, optimizer_loss_scale
 from src.training.progress import StepProgress, clock
 from src.training.ranks import average_statistics, check_ranks_agree
-from src.training.reduction import fuse_reductions
+from src.training.reduction import fuse_reductions, reduce_in_order
 from src.training.run_folder import RunFolder, logging_to, shows_bar
 from src.training.schedules import learning_rates
 from src.training.state import Position, TrainingState
@@ -137,6 +137,8 @@ class _Training:
                 config.amp_level, config.loss_scale_mode, config.loss_scale, config.device_target
             ),
         )
+        if world.size > 1 and config.device_target == "CPU":
+            reduce_in_order(self.model.train_network, world.size)
 
     def _restore(self) -> Position:
         """Load what the configuration names; where to go on."""
