@@ -142,39 +142,37 @@ class Scaled(nn.Cell):
 LEVELS = ("O1", "O2", "O3", "auto")
 
 
-@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", list_poolings())
 def test_float32_at_every_mixed_precision_level(
-    name: str, level: str, graph_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, graph_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_mixed_precision(name, level, tmp_path, monkeypatch)
+    check_mixed_precision(name, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["dropcov", "fast_mpn", "gcp", "mpn"])
 def test_float32_at_every_mixed_precision_level_in_pynative_mode(
-    name: str, level: str, pynative_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, pynative_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_mixed_precision(name, level, tmp_path, monkeypatch)
+    check_mixed_precision(name, tmp_path, monkeypatch)
 
 
-def check_mixed_precision(name: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_mixed_precision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Covariances here pass float16's largest value, 65504; the input is exact in float16."""
     monkeypatch.chdir(tmp_path)  # O1 writes rewritten sources into the working folder
     x = (np.round(features((2, 8, 6, 6))) * 256).astype(np.float16).astype(np.float32)
-    pooling = create_pooling(name, 8)
-    expected = pooling(ms.Tensor(x)).asnumpy()
+    expected = create_pooling(name, 8)(ms.Tensor(x)).asnumpy()
     if name in ("gcp", "dropcov"):
         assert np.abs(expected).max() > 65504
-    net = ms.amp.auto_mixed_precision(Scaled(pooling), level)
-    out = net(ms.Tensor(x))
-    assert out.dtype == ms.float32
-    assert relative_error(out, expected) < 1e-6
     g = np.random.default_rng(0).standard_normal(expected.shape) * 100
-    grad, plain = gradient(net, x, g), gradient(create_pooling(name, 8), x, g)
-    # At O2 and O3 the gradient leaves the pooling through the cast of its input, in float16.
-    relative, absolute = (1e-3, 1e-7) if level in ("O2", "O3") else (1e-5, 0.0)
-    assert np.abs(grad - plain).max() <= relative * np.abs(plain).max() + absolute
+    plain = gradient(create_pooling(name, 8), x, g)
+    for level in LEVELS:
+        net = ms.amp.auto_mixed_precision(Scaled(create_pooling(name, 8)), level)
+        out = net(ms.Tensor(x))
+        assert out.dtype == ms.float32, level
+        assert relative_error(out, expected) < 1e-6, level
+        # At O2 and O3 the gradient leaves the pooling through the cast of its input, in float16.
+        relative, absolute = (1e-3, 1e-7) if level in ("O2", "O3") else (1e-5, 0.0)
+        assert np.abs(gradient(net, x, g) - plain).max() <= relative * np.abs(plain).max() + absolute, level
 
 
 @pytest.mark.parametrize("name", list_poolings())
