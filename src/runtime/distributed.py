@@ -156,7 +156,10 @@ def leave(code: int) -> NoReturn:
 
 
 def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
-    """Set execution mode and device of MindSpore.
+    """Set execution mode and device of MindSpore, and no more threads than this process may use cores.
+
+    MindSpore's runtime makes threads for all cores of the machine. They wait for each other actively: confined to one
+    of 16 cores (`taskset`, a container, the jobs of a study) a training of 1100 images/s did not end a step in minutes.
 
     Raises:
         UserError: If the device target is not usable on this machine.
@@ -165,6 +168,9 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
 
     try:
         ms.set_context(mode=ms.GRAPH_MODE if mode == "GRAPH" else ms.PYNATIVE_MODE)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if cores < (os.cpu_count() or 1):
+            ms.set_context(runtime_num_threads=cores)
         # Once something has been computed MindSpore refuses this call, even for the device that it computed on.
         if device_target != "CPU" or ms.get_context("device_target") != "CPU":
             ms.set_device(device_target, device_id if device_target != "CPU" else 0)
