@@ -34,7 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if device != "CPU":
         import mindspore as ms
 
-        ms.set_device(device)
+        from src.runtime.distributed import set_context
+
+        set_context("GRAPH", device)
         if device == "GPU":
             ms.set_context(gpu_config={"conv_allow_tf32": False})
 
