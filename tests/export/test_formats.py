@@ -42,7 +42,7 @@ def differences(network: nn.Cell, path: Path, images: np.ndarray, sizes: tuple[i
 
 @pytest.mark.parametrize(
     ("file_format", "pooling"),
-    [("MINDIR", name) for name in list_poolings()] + [("ONNX", name) for name in IN_ONNX],
+    [("ONNX", name) for name in IN_ONNX] + [("MINDIR", "dropcov")],  # tests/models/test_sweep.py has MindIR of all
 )
 def test_every_pooling_at_any_batch_size(file_format, pooling, images, tmp_path):
     network = tiny(pooling)
