@@ -28,6 +28,8 @@ from typing import Any, Callable
 
 import numpy as np
 
+from src.runtime.command import new_parser
+
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -224,9 +226,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
     """A parser with what all benchmarks understand."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(description)
     parser.add_argument("--output", type=Path, help="folder for a report in Markdown and one in JSON")
     return parser
 
@@ -246,6 +246,30 @@ def report(folder: Path | None, name: str, values: dict[str, Any], markdown: Cal
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def compare_networks(
+    arguments: argparse.Namespace,
+    name: str,
+    about: dict[str, Any],
+    compare: Callable[[argparse.Namespace, str, str], list[dict[str, Any]]],
+    markdown: Callable[[dict[str, Any]], str],
+) -> None:
+    """Compare runtimes on every network with every pooling of the arguments, and report it.
+
+    Args:
+        arguments: Of the command line, with ``networks``, ``poolings`` and ``output``.
+        name: Of the report.
+        about: From :func:`environment`.
+        compare: Gives the records of a network and a pooling.
+        markdown: The report as text.
+    """
+    peaks, results = [Worker(machine_peak).ask()], []
+    for network in arguments.networks:
+        for pooling in arguments.poolings:
+            results += compare(arguments, network, pooling)
+            peaks.append(Worker(machine_peak).ask())
+    report(arguments.output, name, {"about": {**about, "peak_flops": max(peaks)}, "results": results}, markdown)
 
 
 def _processor() -> str:

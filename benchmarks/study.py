@@ -7,7 +7,6 @@ DIR holds results.md, results.csv, results.json and curves.png.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import math
 import sys
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from src.errors import UserError
+from src.runtime.command import new_parser
 from src.runtime.signals import StopRequest
 from src.study.runner import run_study, states
 from src.study.runs import State
@@ -80,9 +80,7 @@ class Reporter:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, run what is left, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--study", type=Path, required=True, help="study file")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the results")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")

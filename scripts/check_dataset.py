@@ -26,6 +26,7 @@ from src.data.inspection import Finding
 from src.data.sources import SPLITS, open_source
 from src.data.usable import usable
 from src.errors import UserError
+from src.runtime.command import new_parser
 from src.runtime.files import write_json
 
 FOLDERS = ("image_folder", "imagenet2012", "imagenet")
@@ -33,9 +34,7 @@ FOLDERS = ("image_folder", "imagenet2012", "imagenet")
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, check, print; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="root of the data set")
     parser.add_argument(
         "--dataset", default="image_folder", choices=(*FOLDERS, "mindrecord", "fashion_mnist", "cifar10")

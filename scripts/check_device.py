@@ -7,7 +7,6 @@ Exit code: 0 if the device asked for can be used (without --device_target: if an
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -17,15 +16,15 @@ from typing import Optional
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.errors import UserError
+from src.runtime.command import new_parser, reports_errors
 from src.runtime.cuda import INSTALL, activation_variables, find_wheels, wheels_problem
 from src.runtime.devices import DEVICES, check_device
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, check, print; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--device_target", choices=DEVICES, help="only this one")
     parser.add_argument("--json", action="store_true", help="one JSON object, by device")
     parser.add_argument("--libraries", action="store_true", help="also where each library is found")
@@ -33,14 +32,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "--print_env", action="store_true", help="NAME=VALUE lines of the variables that the GPU needs, nothing else"
     )
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.print_env:
-            return _print_env()
-        devices = [arguments.device_target] if arguments.device_target else DEVICES
-        reports = [check_device(device) for device in devices]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.print_env:
+        return _print_env()
+    devices = [arguments.device_target] if arguments.device_target else DEVICES
+    reports = [check_device(device) for device in devices]
     if arguments.json:
         print(json.dumps({report.device: report.to_dict() for report in reports}, indent=2))
     else:

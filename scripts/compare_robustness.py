@@ -6,7 +6,6 @@ Markdown table with the mean error and the mean corruption error relative to the
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,32 +18,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from src.errors import UserError
 from src.robustness.metrics import relative_errors
 from src.robustness.plot import plot_groups
+from src.runtime.command import named_paths, new_parser, reports_errors
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, print the table, draw the bars."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("networks", nargs="+", metavar="NAME=FILES", help="name, and its results separated by commas")
     parser.add_argument("--reference", help="name whose errors are 100; the first by default")
     parser.add_argument("--plot", type=Path, help="PNG file for the errors by corruption")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args(argv)
+    named = named_paths(arguments.networks, "NAME=FILE[,FILE ...]")
+    networks = {name: [_errors(file) for file in files] for name, files in named.items()}
+    reference = arguments.reference or next(iter(networks))
+    if reference not in networks:
+        raise UserError(f"--reference {reference}: is none of {', '.join(networks)}", 2)
     try:
-        networks = {}
-        for text in arguments.networks:
-            name, sign, files = text.partition("=")
-            if not sign:
-                raise UserError(f"{text!r} must have the form NAME=FILE[,FILE ...]", 2)
-            networks[name] = [_errors(Path(file)) for file in files.split(",")]
-        reference = arguments.reference or next(iter(networks))
-        if reference not in networks:
-            raise UserError(f"--reference {reference}: is none of {', '.join(networks)}", 2)
         figures = compare(networks, reference)
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, UserError) else 1
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(_table(figures, reference))
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

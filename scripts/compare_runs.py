@@ -9,9 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.analysis.compare import comparison_table, plot_comparison, read_epochs
-from src.errors import UserError
+from src.runtime.command import reports_errors
 
 
+@reports_errors
 def main() -> int:
     """Print a Markdown table; draw the curves."""
     parser = argparse.ArgumentParser(description="Compare the runs in several run folders.")
@@ -19,17 +20,13 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="PNG file for loss and accuracy over epochs")
     parser.add_argument("--title", default="", help="title of the plot")
     args = parser.parse_args()
-    try:
-        runs = {}
-        for run in args.runs:
-            name, separator, folder = run.partition("=")
-            runs[name if separator else Path(name).name] = read_epochs(Path(folder if separator else name))
-        print(comparison_table(runs))
-        if args.plot:
-            plot_comparison(runs, args.plot, args.title)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    runs = {}
+    for run in args.runs:
+        name, separator, folder = run.partition("=")
+        runs[name if separator else Path(name).name] = read_epochs(Path(folder if separator else name))
+    print(comparison_table(runs))
+    if args.plot:
+        plot_comparison(runs, args.plot, args.title)
     return 0
 
 

@@ -15,15 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.config import Config, load_config
-from src.errors import UserError
+from src.runtime.command import new_parser, reports_errors
 from src.runtime.environment import prepare_environment
 
 
+@reports_errors
 def main() -> int:
     """Parse arguments, convert, say what was written; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help=".pth, .pth.tar, .safetensors, .pdparams or .ckpt")
     parser.add_argument("--output", type=Path, required=True, help="the new file")
     parser.add_argument("--config_path", help="configuration of the network; optional with --to=safetensors")
@@ -38,12 +37,8 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
     if arguments.config_path is None and (arguments.to == "ckpt" or arguments.num_classes or arguments.backbone_only):
         parser.error("--config_path is needed")
-    try:
-        config = load_config(arguments.config_path, overrides) if arguments.config_path else None
-        convert(arguments, config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    config = load_config(arguments.config_path, overrides) if arguments.config_path else None
+    convert(arguments, config)
     return 0
 
 

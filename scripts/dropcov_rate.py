@@ -5,7 +5,6 @@ Each RUN is the run folder of a training with DropCov, with the checkpoints of i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.config import load_config
 from src.config.entry import open_session
-from src.errors import UserError
+from src.runtime.command import named_paths, new_parser, reports_errors
 from src.runtime.files import write_json
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, measure, print a table, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN[,RUN ...]", help="name, and its run folders")
     parser.add_argument("--plot", type=Path, help="PNG file")
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -32,26 +30,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.batches < 1:
         parser.error("--batches must be at least 1")
-    try:
-        named = {}
-        for text in arguments.runs:
-            name, sign, folders = text.partition("=")
-            if not sign:
-                raise UserError(f"{text!r} must have the form NAME=RUN[,RUN ...]", 2)
-            named[name] = [Path(folder) for folder in folders.split(",")]
-        first = next(iter(named.values()))[0] / "config.yaml"
-        with open_session(load_config(first)):
-            from src.study.dropcov_rate import plot_rates, rate_course
+    named = named_paths(arguments.runs, "NAME=RUN[,RUN ...]")
+    first = next(iter(named.values()))[0] / "config.yaml"
+    with open_session(load_config(first)):
+        from src.study.dropcov_rate import plot_rates, rate_course
 
-            courses = {
-                name: [rate_course(run, arguments.batches, arguments.data_path) for run in runs]
-                for name, runs in named.items()
-            }
-            if arguments.plot:
-                plot_rates(courses, arguments.plot, "DropCov's adaptive rate over training")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        courses = {
+            name: [rate_course(run, arguments.batches, arguments.data_path) for run in runs]
+            for name, runs in named.items()
+        }
+        if arguments.plot:
+            plot_rates(courses, arguments.plot, "DropCov's adaptive rate over training")
     print("| run | " + " | ".join(f"epoch {record['epoch']}" for record in next(iter(courses.values()))[0]) + " |")
     print("| --- |" + " --- |" * len(next(iter(courses.values()))[0]))
     for name, runs in courses.items():

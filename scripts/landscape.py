@@ -7,7 +7,6 @@ file already are not trained again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -22,14 +21,14 @@ from src.config import Config, load_config
 from src.config.entry import open_session
 from src.data import open_source, steps_per_epoch
 from src.errors import UserError
+from src.runtime.command import new_parser, reports_errors
 from src.runtime.files import write_json
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, train, write, draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--config_path", type=Path, required=True, help="configuration of the training")
     parser.add_argument("--output", type=Path, required=True, help="folder for JSON and picture")
     parser.add_argument("--poolings", nargs="+", default=["gap", "fast_mpn"], metavar="NAME")
@@ -37,16 +36,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if arguments.every < 1:
         parser.error("--every must be at least 1")
-    try:
-        runs = {}
-        for pooling in arguments.poolings:
-            config = load_config(arguments.config_path, [*rest, f"pooling={pooling}"])
-            with open_session(config):
-                runs[pooling] = _records(config, arguments.output / f"{pooling}.json", arguments.every)
-        _finish(runs, config, arguments.output / "landscape.png")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    runs = {}
+    for pooling in arguments.poolings:
+        config = load_config(arguments.config_path, [*rest, f"pooling={pooling}"])
+        with open_session(config):
+            runs[pooling] = _records(config, arguments.output / f"{pooling}.json", arguments.every)
+    _finish(runs, config, arguments.output / "landscape.png")
     return 0
 
 

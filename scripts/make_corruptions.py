@@ -7,7 +7,6 @@ alone: a stopped run goes on with the same command. Nothing depends on the numbe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from src.data import available_workers
-from src.errors import UserError
 from src.robustness.severities import CORRUPTIONS, SCALES, SEVERITIES
 from src.robustness.tree import Plan, list_images, write_tree
+from src.runtime.command import new_parser, reports_errors
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, write, say how many files are new."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder with a folder per class")
     parser.add_argument("--output", type=Path, required=True, help="root of the tree")
     parser.add_argument("--corruptions", nargs="+", choices=CORRUPTIONS, default=list(CORRUPTIONS), metavar="NAME")
@@ -59,14 +57,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         arguments.per_class,
         arguments.seed,
     )
-    try:
-        images = list_images(plan)
-        written = 0
-        for count in tqdm(write_tree(plan, images, arguments.workers), total=len(images), unit="image"):
-            written += count
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    images = list_images(plan)
+    written = 0
+    for count in tqdm(write_tree(plan, images, arguments.workers), total=len(images), unit="image"):
+        written += count
     wanted = len(images) * len(plan.corruptions) * len(plan.severities)
     print(f"{plan.output}: {written} files written, {wanted - written} were there; {len(images)} images")
     return 0

@@ -10,7 +10,6 @@ original file.
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.prepare_fashion_mnist import new_folder
 from src.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
 from src.errors import UserError
+from src.runtime.command import new_parser, reports_errors
+from src.runtime.files import whole_folder
 
 README = """# Fashion-MNIST, a small sample
 
@@ -65,11 +65,10 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 """
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, make the sample, say how large it is; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder with the four original files")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--train", type=int, default=200, help="training images per class (default: 200)")
@@ -77,16 +76,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
     arguments = parser.parse_args(argv)
     counts = {"train": arguments.train, "val": arguments.val}
-    try:
-        with new_folder(arguments.output) as partial:
-            total = sum(
-                write_sample(arguments.source, split, counts[split], arguments.seed, partial / split) for split in FILES
-            )
-            readme = README.format(seed=arguments.seed, **counts)
-            (partial / "README.md").write_text(readme, encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with whole_folder(arguments.output) as partial:
+        total = sum(
+            write_sample(arguments.source, split, counts[split], arguments.seed, partial / split) for split in FILES
+        )
+        readme = README.format(seed=arguments.seed, **counts)
+        (partial / "README.md").write_text(readme, encoding="utf-8")
     print(f"{arguments.output}: {total / 1024:.0f} KiB of images")
     return 0
 

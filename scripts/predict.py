@@ -8,10 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.errors import UserError
+from src.runtime.command import reports_errors
 from src.runtime.environment import prepare_environment
 
 
+@reports_errors
 def main() -> int:
     """Print the most probable classes of each image."""
     parser = argparse.ArgumentParser(description="Predict the classes of images from an exported file.")
@@ -27,16 +28,12 @@ def main() -> int:
     from src.export import find_images, open_exported, predict
     from src.runtime.distributed import set_context
 
-    try:
-        images = find_images(args.images)
-        # ONNX Runtime chooses its device by itself; MindSpore then prepares the images alone.
-        set_context("GRAPH", "CPU" if args.file.suffix == ".onnx" else args.device_target)
-        for prediction in predict(open_exported(args.file, args.device_target), images, args.top, args.batch_size):
-            ranked = ", ".join(f"{c} {p:.1%}" for c, p in zip(prediction.classes, prediction.probabilities))
-            print(f"{prediction.image}: {ranked}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    images = find_images(args.images)
+    # ONNX Runtime chooses its device by itself; MindSpore then prepares the images alone.
+    set_context("GRAPH", "CPU" if args.file.suffix == ".onnx" else args.device_target)
+    for prediction in predict(open_exported(args.file, args.device_target), images, args.top, args.batch_size):
+        ranked = ", ".join(f"{c} {p:.1%}" for c, p in zip(prediction.classes, prediction.probabilities))
+        print(f"{prediction.image}: {ranked}")
     return 0
 
 

@@ -12,7 +12,6 @@ with --raw the original files, for `dataset: fashion_mnist`. It appears only whe
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import shutil
@@ -21,8 +20,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -33,6 +31,8 @@ from tqdm import tqdm
 
 from src.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
 from src.errors import UserError
+from src.runtime.command import new_parser, reports_errors
+from src.runtime.files import whole_folder
 
 AUTHORS_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -49,11 +49,10 @@ CHECKSUMS = {
 COUNTS = {"train": 60000, "val": 10000}
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, prepare, say what was written; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--source", required=True, help="a folder, `debian`, `url` or an http(s) address")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--raw", action="store_true", help="the four original files instead of an image folder")
@@ -61,11 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "--any_content", action="store_true", help="accept other data in the same format: no checksums, no counts"
     )
     arguments = parser.parse_args(argv)
-    try:
-        count = prepare(arguments.source, arguments.output, raw=arguments.raw, any_content=arguments.any_content)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    count = prepare(arguments.source, arguments.output, raw=arguments.raw, any_content=arguments.any_content)
     print(f"{arguments.output}: {count} {'original files' if arguments.raw else 'images'}")
     return 0
 
@@ -85,7 +80,7 @@ def prepare(source: str, output: Path, *, raw: bool = False, any_content: bool =
     Raises:
         UserError: The output exists, the source lacks a file, or a file is not the published one.
     """
-    with new_folder(output) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+    with whole_folder(output) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
         folder = fetch(source, Path(scratch))
         files = [find_idx(folder, name) for split in FILES.values() for name in split]
         if not any_content:
@@ -96,26 +91,6 @@ def prepare(source: str, output: Path, *, raw: bool = False, any_content: bool =
                 shutil.copyfile(path, partial / path.name)
             return len(files)
         return sum(write_images(folder, split, partial / split, any_content) for split in FILES)
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes ``output`` when the block ends well and vanishes when it does not."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: choose another name or remove it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot make a folder beside {output}: {error.strerror or error}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.replace(output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def fetch(source: str, scratch: Path) -> Path:

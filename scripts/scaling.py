@@ -5,21 +5,19 @@ python scripts/scaling.py --net_name=resnet18 --pooling=dropcov --reduction_dim=
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.errors import UserError
+from src.runtime.command import new_parser
 from src.runtime.environment import prepare_environment
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse arguments, count the network, print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--net_name", default="resnet18", help="network")
     parser.add_argument("--pooling", default="dropcov", help="pooling")
     parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")

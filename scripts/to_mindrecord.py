@@ -10,11 +10,8 @@ packing. OUT appears only when it is complete.
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -27,13 +24,14 @@ from src.data.image_folder import open_image_folder
 from src.data.mindrecord import pack_image_folder
 from src.data.sources import SPLITS
 from src.errors import UserError
+from src.runtime.command import new_parser, reports_errors
+from src.runtime.files import whole_folder
 
 
+@reports_errors
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Parse arguments, pack, say what was written; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="image folder with train/ and, if any, val/")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--shards", type=int, help="files per split; default: one per GiB")
@@ -42,11 +40,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if arguments.workers is not None and arguments.workers < 1:
         parser.error(f"--workers must be at least 1, got {arguments.workers}")
     os.environ.setdefault("GLOG_v", "3")
-    try:
-        counts = pack(arguments.data_path, arguments.output, arguments.shards, arguments.workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    counts = pack(arguments.data_path, arguments.output, arguments.shards, arguments.workers)
     # Blocks in use: MindRecord leaves room in a file that takes no place on the disk.
     size = sum(path.stat().st_blocks * 512 for path in arguments.output.iterdir())
     told = ", ".join(f"{count} {split} images" for split, count in counts.items())
@@ -68,22 +62,11 @@ def pack(data_path: Path, output: Path, shards: Optional[int] = None, workers: O
     sources = [
         open_image_folder(data_path, split) for split in SPLITS if split == "train" or (data_path / split).is_dir()
     ]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as error:
-        raise UserError(f"cannot make a folder beside {output}: {error.strerror or error}") from error
-    try:
+    with whole_folder(output) as partial:
         for source in sources:
             with tqdm(total=source.num_samples, desc=source.split, unit="image") as bar:
                 for written in pack_image_folder(source, partial, shards, workers):
                     bar.update(written)
-        partial.chmod(0o755)
-        partial.rename(output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return {source.split: source.num_samples for source in sources}
 
 

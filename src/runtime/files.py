@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from src.errors import UserError
 
 
 @contextmanager
@@ -30,6 +34,30 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         for left in target.parent.glob(f"{temporary.stem}*"):  # a writer's own, too
             left.unlink()
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``output`` when the block ends well and vanishes when it does not.
+
+    Raises:
+        UserError: The output exists and is no empty folder, or cannot be written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists already: choose another name or remove it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"cannot make a folder beside {output}: {error.strerror or error}") from error
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
