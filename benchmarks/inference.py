@@ -179,13 +179,7 @@ def main() -> int:
     parser.add_argument("--image_size", type=int, default=224)
     arguments = parser.parse_args()
     about = measure.environment(PACKAGES, size=arguments.image_size, rounds=arguments.rounds)
-    peaks, results = [Worker(measure.machine_peak).ask()], []
-    for name in arguments.networks:
-        for pooling in arguments.poolings:
-            results += compare(arguments, name, pooling)
-            peaks.append(Worker(measure.machine_peak).ask())
-    report = {"about": {**about, "peak_flops": max(peaks)}, "results": results}
-    measure.report(arguments.output, "inference", report, markdown)
+    measure.compare_networks(arguments, "inference", about, compare, markdown)
     return 0
 
 

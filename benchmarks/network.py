@@ -157,8 +157,8 @@ def work(connection: Connection, runtime: str, case: dict[str, Any], weights: Pa
     )
 
 
-def compare(arguments: argparse.Namespace, name: str, pooling: str) -> dict[str, Any]:
-    """Everything about one network."""
+def compare(arguments: argparse.Namespace, name: str, pooling: str) -> list[dict[str, Any]]:
+    """Everything about one network, as one record."""
     case = {
         "network": name,
         "pooling": pooling,
@@ -192,7 +192,7 @@ def compare(arguments: argparse.Namespace, name: str, pooling: str) -> dict[str,
     measure.say(
         f"{name} {pooling} peak memory: " + ", ".join(f"{RUNTIMES[r]} {sizes[r] / 2**20:.0f} MiB" for r in sizes)
     )
-    return result
+    return [result]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -258,13 +258,7 @@ def main() -> int:
     about = measure.environment(
         PACKAGES, batch=arguments.batch_size, size=arguments.image_size, rounds=arguments.rounds
     )
-    peaks, results = [Worker(measure.machine_peak).ask()], []
-    for name in arguments.networks:
-        for pooling in arguments.poolings:
-            results.append(compare(arguments, name, pooling))
-            peaks.append(Worker(measure.machine_peak).ask())
-    report = {"about": {**about, "peak_flops": max(peaks)}, "results": results}
-    measure.report(arguments.output, "network", report, markdown)
+    measure.compare_networks(arguments, "network", about, compare, markdown)
     return 0
 
 

@@ -85,11 +85,15 @@ class Network(nn.Module):
         if self.pooling_name == "gap":
             return self.fc(x.mean((2, 3)))
         x = self.relu(self.layer_reduce_bn(self.layer_reduce(x))).flatten(2)
+        return self.fc(self.pool(x))
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """The covariance pooling, (N, d, M) -> (N, d (d + 1) / 2)."""
         x = (x - x.mean(-1, keepdim=True)) * x.shape[-1] ** -0.5
         c = torch.bmm(x, x.transpose(1, 2))
         if self.pooling_name == "fast_mpn":
             c = self.newton_schulz(c)
-        return self.fc(c.flatten(1).index_select(1, self.index))
+        return c.flatten(1).index_select(1, self.index)
 
     def newton_schulz(self, c: torch.Tensor, iterations: int = 5) -> torch.Tensor:
         """The approximate square root of (N, d, d)."""
