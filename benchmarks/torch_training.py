@@ -18,7 +18,9 @@ class TrainedNetwork(Network):
             self.kernel = nn.Parameter(torch.zeros(1, 1, 3))
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """The covariance pooling, (N, d, M) -> (N, d (d + 1) / 2)."""
-        if self.pooling_name == "dropcov":
-            return torch_poolings.dropcov(x, self.kernel, self.training)
-        return getattr(torch_poolings, self.pooling_name)(x)
+        """The covariance pooling, (N, d, M) -> (N, d (d + 1) / 2), in float32 under autocast, too."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            if self.pooling_name == "dropcov":
+                return torch_poolings.dropcov(x, self.kernel, self.training)
+            return getattr(torch_poolings, self.pooling_name)(x)

@@ -32,13 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
     if device != "CPU":
-        import mindspore as ms
-
-        from src.runtime.distributed import set_context
+        from src.runtime.distributed import exact_convolutions, set_context
 
         set_context("GRAPH", device)
-        if device == "GPU":
-            ms.set_context(gpu_config={"conv_allow_tf32": False})
+        exact_convolutions()
 
 
 @pytest.fixture

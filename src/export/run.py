@@ -21,6 +21,7 @@ from src.evaluation import numpy_batches
 from src.export.folding import fold_batch_norm
 from src.export.formats import FORMATS
 from src.export.mindir import first_line
+from src.runtime.distributed import exact_convolutions
 from src.runtime.files import whole_file
 
 # Largest allowed differences from the network: logits of the file, feature maps after folding.
@@ -104,6 +105,7 @@ def export_checkpoint(config: Config) -> tuple[Exported, str]:
     Raises:
         UserError: If the checkpoint does not fit, the file cannot be written, or it computes something else.
     """
+    exact_convolutions()  # with those of a GPU's default the comparisons would see nothing but rounding
     network = build_model(config)
     checkpoint = read_checkpoint(config.checkpoint_file_path)
     load_network(network, checkpoint, architecture(config))

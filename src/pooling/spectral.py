@@ -56,6 +56,9 @@ class CovarianceEigen(Float32Cell):
             lam, u = self.eigh(c)
         else:
             lam, u, _ = ops.svd(c)
+            # Of its results not even the rank is known where the batch is not, and files with such graphs do not load.
+            d = x.shape[1]
+            lam, u = lam.reshape(-1, d), u.reshape(-1, d, d)
         lam = lam * (lam > self.null * lam.max(-1, keepdims=True)).astype(self.precision)
         return lam.astype(ms.float32), u.astype(ms.float32)
 

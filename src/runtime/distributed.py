@@ -180,6 +180,14 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
         raise UserError(f"device_target={device_target} cannot be used here: {reason}") from error
 
 
+def exact_convolutions() -> None:
+    """Let convolutions on a GPU compute in float32, for comparisons; MindSpore's default is TF32, with 10 bits."""
+    import mindspore as ms
+
+    if ms.get_context("device_target") == "GPU":
+        ms.set_context(gpu_config={"conv_allow_tf32": False})
+
+
 def _join(under_mpi: bool) -> World:
     import mindspore as ms
     from mindspore import communication as comm

@@ -63,6 +63,7 @@ class StepProgress(Callback):
         self._pending: list[Any] = []
         self._last = math.nan
         self._started = self._measured_from = time.monotonic()
+        self._unmeasured = 0  # with a data sink one call stands for an epoch, compilation included
         self._first = self._done = first_step
         self._bar = None
         if folder is not None and bar:
@@ -76,10 +77,11 @@ class StepProgress(Callback):
         outputs, before = arguments.net_outputs, self._done
         self._pending.append(outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
         self._done = self._first + arguments.cur_step_num
-        if before == self._first:  # compiles the graph: not part of the speed
+        if before == self._first:
             self.fetch()
-            self._measured_from = time.monotonic()
-            self.first_step_s = self._measured_from - self._started
+            self.first_step_s = time.monotonic() - self._started
+            if self._done - before == 1:  # compiles the graph: not part of the speed
+                self._measured_from, self._unmeasured = self._started + self.first_step_s, 1
         if self._bar is not None:
             self._bar.update(self._done - before)
         if self._done % self.interval == 0 or self._done == self.steps:
@@ -110,7 +112,7 @@ class StepProgress(Callback):
         return self._last
 
     def _report(self, loss: float) -> None:
-        measured = self._done - self._first - 1
+        measured = self._done - self._first - self._unmeasured
         if measured > 0:
             self.images_per_s = measured * self.global_batch / (time.monotonic() - self._measured_from)
         step = self.epoch * self.steps + self._done

@@ -27,3 +27,14 @@ def test_the_first_loss_that_is_no_number_is_named_by_its_step(bad: float) -> No
     with pytest.raises(NonFiniteLoss, match=rf"^the loss is {bad} at step 25 \(epoch 3\): training stopped"):
         step(6)
     assert progress.loss_sum == 10 and progress.loss_count == 4
+
+
+def test_speed_where_one_call_stands_for_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a data sink the first call comes after all steps, and no time is left to measure after it."""
+    now = [100.0]
+    monkeypatch.setattr("src.training.progress.time.monotonic", lambda: now[0])
+    progress = StepProgress(0, 1, 50, np.full(50, 0.1), 4, 100, None, False)
+    now[0] += 10.0
+    arguments = SimpleNamespace(net_outputs=ms.Tensor(1.0, ms.float32), cur_step_num=50)
+    progress.on_train_step_end(SimpleNamespace(original_args=lambda: arguments))
+    assert progress.images_per_s == pytest.approx(50 * 4 / 10.0)
