@@ -218,3 +218,12 @@ def test_a_place_that_cannot_be_written(file_format, images, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*file/net"):
         export_network(tiny(), tmp_path / "file" / "net", file_format, images[:1], ABOUT)
+
+
+@pytest.mark.parametrize("pooling", ["mpn", "apn"])
+def test_any_batch_with_the_solver_of_a_gpu(pooling: str, tmp_path: Path) -> None:
+    """Its results have no known rank where the batch is not known."""
+    network = tiny(pooling, solver="svd")
+    images = np.random.default_rng(0).standard_normal((5, 3, 24, 32)).astype(np.float32)
+    exported = export_network(network, tmp_path / "net", "MINDIR", images, ABOUT)
+    assert max(differences(network, exported.path, images, (1, 4))) < 1e-4

@@ -1,10 +1,16 @@
-"""Threads of MindSpore's runtime where a process may not use all cores of the machine."""
+"""What is set in MindSpore's context: threads where not all cores may be used, float32 for comparisons on a GPU."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import pytest
+
+from src.runtime.distributed import exact_convolutions
 
 SCRIPT = """
 import os
@@ -25,3 +31,12 @@ def test_no_more_threads_than_cores(root: Path) -> None:
     said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
     assert said[-1] == "1"
     assert said[-2] != "1", "MindSpore knows by itself: the setting is not needed"
+
+
+@pytest.mark.parametrize(("device", "expected"), [("GPU", [{"gpu_config": {"conv_allow_tf32": False}}]), ("CPU", [])])
+def test_comparisons_on_a_gpu_are_in_float32(device: str, expected: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(ms, "get_context", {"device_target": device}.get)
+    monkeypatch.setattr(ms, "set_context", lambda **settings: calls.append(settings))
+    exact_convolutions()
+    assert calls == expected
