@@ -204,7 +204,8 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
             for point in report["axes"].get(axis, []):
                 found.setdefault(axis, {})[point[axis]] = point
     about = {**reports[0]["about"], "command": "; ".join(report["about"]["command"] for report in reports)}
-    return {"about": about, "axes": {axis: list(points.values()) for axis, points in found.items()}}
+    axes = {axis: [points[v] for v in AXES[axis][1] if v in points] for axis, points in found.items()}  # ascending
+    return {"about": about, "axes": axes}
 
 
 def main() -> int:
