@@ -2,7 +2,7 @@
 
 Every combination of the study's grid and seeds is trained by train.py in a run folder of its own below DIR. A study
 that was stopped or killed goes on where it was when the same command is given again. At the end, and after every run,
-DIR holds results.md, results.csv, results.json and curves.png.
+DIR holds results.md, results.csv, results.json, curves.png and final.png.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ def clock(seconds: float) -> str:
 
 def write_results(study: Study, known: dict[Run, State], output: Path) -> str:
     """Write tables and plot; the Markdown table."""
-    from src.study.plots import plot_study  # here: NumPy's threads must not start before signals are received
+    from src.study import plots  # here: NumPy's threads must not start before signals are received
 
     groups = write_summary(study, known, output)
-    plot_study(study, known, output / "curves.png")
+    plots.plot_study(study, known, output / "curves.png")
+    plots.plot_final(study, known, output / "final.png")
     return markdown(study, groups)
 
 

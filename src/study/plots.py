@@ -69,6 +69,32 @@ def plot_study(study: Study, states: Mapping[Run, State], path: Path) -> None:
     save(figure, path)
 
 
+def plot_final(study: Study, states: Mapping[Run, State], path: Path) -> None:
+    """Top-1 accuracy after the last epoch: a row per group, an open circle per finished seed, a mark at their mean.
+
+    Nothing is written while no run is done.
+    """
+    groups = []
+    for group in study.groups:
+        runs = [state.epochs for run, state in states.items() if run.group == group and state.done]
+        values = [100 * epochs[-1]["top_1_accuracy"] for epochs in runs if "top_1_accuracy" in epochs[-1]]
+        if values:
+            groups.append((group.name, values))
+    if not groups:
+        return
+    figure = new_figure(7, 1.1 + 0.34 * len(groups))
+    axes = figure.subplots()
+    for row, (_, values) in enumerate(groups):
+        axes.plot(values, [row] * len(values), "o", color=COLOURS[1], markerfacecolor="none", markersize=8)
+        axes.plot([np.mean(values)], [row], "|", color=COLOURS[0], markersize=18, markeredgewidth=2)
+    axes.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
+    axes.set(
+        ylim=(len(groups) - 0.5, -0.5), xlabel="top-1 accuracy (%)", title=f"{study.title}: seeds (o) and mean (|)"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
 def band(
     axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str, index: int, label: str, factor: float = 1.0
 ) -> None:

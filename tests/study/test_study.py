@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from src.errors import ConfigError, UserError
-from src.study.plots import plot_study
+from src.study.plots import plot_final, plot_study
 from src.study.runner import run_study, states
 from src.study.runs import State
 from src.study.spec import read_study
@@ -116,12 +116,14 @@ def test_figures_of_the_table(tmp_path: Path) -> None:
 
     write_summary(study, known, tmp_path)
     plot_study(study, known, tmp_path / "curves.png")
+    plot_final(study, known, tmp_path / "final.png")
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [run["done"] for run in content["runs"]] == [True, False] * 3
     with (tmp_path / "results.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert float(table[0]["final_mean"]) == pytest.approx(0.8) and table[1]["final_mean"] == ""
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves.png", "final.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_spread_leaves_out_what_is_no_number() -> None:
