@@ -2,6 +2,8 @@
 
 ``pytest --device_target=GPU tests/pooling ...`` computes on a GPU. Convolutions then keep to float32: MindSpore would
 let them use TF32, whose ten bits are far from the tolerances of these tests.
+
+``pytest --all`` adds what is left out otherwise for its time: the marked ``only_with_all``.
 """
 
 from __future__ import annotations
@@ -20,8 +22,18 @@ from src.runtime.environment import prepare_environment  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What the tests compute on."""
+    """What the tests compute on, and how many of them."""
     parser.addoption("--device_target", choices=("CPU", "GPU", "Ascend"), default="CPU")
+    parser.addoption("--all", action="store_true", help="tests of a quarter of an hour, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only ``--all`` asks for."""
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("only_with_all")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure(config: pytest.Config) -> None:
