@@ -61,6 +61,20 @@ def test_training_value(gate: str, rescale: bool, decay: float, mode: str) -> No
     assert int(cell.dropout.counter.asnumpy()) == 3
 
 
+@pytest.mark.parametrize("d", [64, 256])
+def test_training_value_of_many_channels(d: int, graph_mode: None) -> None:
+    """At the widths of the papers the rate depends on d through log2(d)."""
+    x = features((4, d, 7, 7))
+    cell = make(d, decay=2.5, seed=7)
+    omega = importance(x, "softmax")
+    scaled = x * (1 + omega[:, :, None, None])
+    rho = rate(scaled, omega, 2.5)
+    assert 0 < rho < 0.95
+    keep = masks(7, 0, 4, d) >= rho
+    expected = reference.gcp(scaled * keep[:, :, None, None] / (1 - rho))
+    np.testing.assert_allclose(cell(ms.Tensor(x)).asnumpy(), expected, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
 def test_training_gradients(gate: str, mode: str) -> None:
     """Of the map and of the kernel, at fixed masks and rho (which takes no gradient)."""
