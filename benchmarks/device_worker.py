@@ -18,26 +18,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-RATE, MOMENTUM, DECAY, SMOOTHING = 0.01, 0.9, 1e-4, 0.1
-LOSS_SCALE = 1024.0
+from benchmarks.network import LOSS_SCALE, SGD, SMOOTHING, batch_of, save_weights, training_model
+from benchmarks.pooling import data, gradient_step
+
 CLASSES = 1000
-SIDE = 14
 Block = Callable[[int], Any]
 
 
-def batch_of(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, the same in every process."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((count, 3, size, size), dtype=np.float32)
-    return images, rng.integers(0, CLASSES, count).astype(np.int32)
+def block_of(prepare: Callable[[], Any], run: Callable[[], Any], value: Callable[[Any], Any]) -> Block:
+    """Prepares, repeats ``run``, and waits at the end by reading a ``value`` from its last result."""
 
+    def repeat(steps: int) -> float:
+        prepare()
+        for _ in range(steps):
+            result = run()
+        return float(value(result))
 
-def features_of(count: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rectified, correlated features as a network gives them, and a gradient of the result."""
-    rng = np.random.default_rng(0)
-    mixing = np.eye(d) + 0.5 * rng.standard_normal((d, d)) / np.sqrt(d)
-    x = np.maximum(mixing @ rng.standard_normal((count, d, SIDE * SIDE)) + 0.3, 0)
-    return x.reshape(count, d, SIDE, SIDE).astype(np.float32), rng.standard_normal((count, d * (d + 1) // 2))
+    return repeat
 
 
 class MindSporeRuntime:
@@ -67,83 +64,28 @@ class MindSporeRuntime:
 
     def network(self, name: str, pooling: str, batch: int, size: int, weights: Path) -> tuple[Block, Block]:
         """Blocks of training steps and of evaluated batches."""
-        from mindspore.train import Model
+        model, network = training_model(name, pooling, CLASSES, level=self.level, device=self.device)
+        save_weights(network, weights)
+        images, labels = (self._place(a) for a in batch_of(size, batch, CLASSES))
 
-        from src.models import create_model
-        from src.training.losses import LabelSmoothingCrossEntropy
-        from src.training.mixed_precision import apply_amp_level
-        from src.training.optimizers import build_optimizer
-        from src.training.precision import loss_scale_manager
+        step = model.train_network
 
-        network = create_model(name, pooling=pooling, num_classes=CLASSES)
-        if not weights.exists():
-            np.savez(weights, **{p.name: p.asnumpy() for p in network.get_parameters()})
-        rates = np.full(100_000, RATE, np.float32)
-        optimizer = build_optimizer(list(network.trainable_params()), rates, momentum=MOMENTUM, weight_decay=DECAY)
-        model = Model(
-            network,
-            loss_fn=LabelSmoothingCrossEntropy(SMOOTHING),
-            optimizer=optimizer,
-            amp_level=apply_amp_level(network, self.level),
-            loss_scale_manager=loss_scale_manager(self.level, "fixed", LOSS_SCALE, self.device),
-        )
-        images, labels = (self._place(a) for a in batch_of(batch, size))
+        def loss(result: Any) -> Any:
+            return (result[0] if isinstance(result, tuple) else result).asnumpy()
 
-        def train(steps: int) -> float:
-            model.train_network.set_train(True)
-            for _ in range(steps):
-                loss = model.train_network(images, labels)
-            return float((loss[0] if isinstance(loss, tuple) else loss).asnumpy())
-
-        def evaluate(steps: int) -> float:
-            network.set_train(False)
-            for _ in range(steps):
-                logits = network(images)
-            return float(logits[0, 0].asnumpy())
-
-        return train, evaluate
+        train = block_of(lambda: step.set_train(True), lambda: step(images, labels), loss)
+        return train, block_of(lambda: network.set_train(False), lambda: network(images), lambda y: y[0, 0].asnumpy())
 
     def pooling(self, name: str, d: int, batch: int) -> tuple[Block, Block]:
         """Blocks of forward and backward passes, and of forward passes, of a pooling alone."""
-        ms = self.ms
-        from mindspore import nn, ops
-
         from src.pooling import create_pooling
 
-        class Step(nn.Cell):
-            """The result and the gradients with respect to features and parameters."""
-
-            def __init__(self, cell: nn.Cell) -> None:
-                super().__init__(auto_prefix=False)
-                self.cell = cell
-                self.weights = ms.ParameterTuple(cell.trainable_params())
-
-            def construct(self, x: Any, g: Any) -> Any:
-                if not self.weights:
-                    out, backward = ops.vjp(self.cell, x)
-                    return out, backward(g)[0]
-                out, backward = ops.vjp(self.cell, x, weights=self.weights)
-                grads, of_weights = backward(g)
-                return out, grads[0], of_weights
-
         cell = create_pooling(name, d)
-        values, cotangent = features_of(batch, d)
+        values, cotangent = data(batch, d)
         x, g = self._place(values), self._place(cotangent[:, : cell.out_features].astype(np.float32))
-        step = Step(cell)
-
-        def train(steps: int) -> float:
-            step.set_train(True)
-            for _ in range(steps):
-                out = step(x, g)
-            return float(out[1][0, 0, 0, 0].asnumpy())
-
-        def evaluate(steps: int) -> float:
-            cell.set_train(False)
-            for _ in range(steps):
-                out = cell(x)
-            return float(out[0, 0].asnumpy())
-
-        return train, evaluate
+        step = gradient_step(cell)
+        train = block_of(lambda: step.set_train(True), lambda: step(x, g), lambda out: out[1][0, 0, 0, 0].asnumpy())
+        return train, block_of(lambda: cell.set_train(False), lambda: cell(x), lambda out: out[0, 0].asnumpy())
 
 
 class TorchRuntime:
@@ -167,66 +109,53 @@ class TorchRuntime:
 
     def network(self, name: str, pooling: str, batch: int, size: int, weights: Path) -> tuple[Block, Block]:
         """Blocks of training steps and of evaluated batches."""
-        from benchmarks.torch_networks import load_weights
-        from benchmarks.torch_training import TrainedNetwork
+        from benchmarks.torch_training import trained_network
 
         torch = self.torch
-        network = load_weights(TrainedNetwork(name, pooling, num_classes=CLASSES), np.load(weights))
-        network = network.to(self.device).to(memory_format=torch.channels_last)
-        plain = [p for p in network.parameters() if p.ndim <= 1]
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain}]
-        optimizer = torch.optim.SGD(groups, RATE, momentum=MOMENTUM, fused=True)
+        network, optimizer = trained_network(name, pooling, CLASSES, weights, self.device, SGD)
         criterion = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
         scaler = torch.amp.GradScaler(self.device, init_scale=LOSS_SCALE, enabled=self.half)
-        images, labels = (self._place(a) for a in batch_of(batch, size))
+        images, labels = (self._place(a) for a in batch_of(size, batch, CLASSES))
         images, labels = images.contiguous(memory_format=torch.channels_last), labels.long()
 
-        def train(steps: int) -> float:
-            network.train()
-            for _ in range(steps):
-                optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(self.device, torch.float16, enabled=self.half):
-                    loss = criterion(network(images), labels)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-            return float(loss.detach())
+        def train() -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(self.device, torch.float16, enabled=self.half):
+                loss = criterion(network(images), labels)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            return loss.detach()
 
-        def evaluate(steps: int) -> float:
-            network.eval()
+        def evaluate() -> Any:
             with torch.inference_mode(), torch.autocast(self.device, torch.float16, enabled=self.half):
-                for _ in range(steps):
-                    logits = network(images)
-                return float(logits[0, 0])
+                return network(images)
 
-        return train, evaluate
+        return block_of(network.train, train, float), block_of(network.eval, evaluate, lambda y: y[0, 0])
 
     def pooling(self, name: str, d: int, batch: int) -> tuple[Block, Block]:
         """Blocks of forward and backward passes, and of forward passes, of a pooling alone."""
         from benchmarks.torch_poolings import poolings
 
-        torch = self.torch
         function = poolings(d, self.device)[name]
-        values, cotangent = features_of(batch, d)
+        values, cotangent = data(batch, d)
         leaf = self._place(values).flatten(2).requires_grad_()
-        with torch.no_grad():
-            length = function(leaf[:2], False).shape[1]
-        g = self._place(cotangent[:, :length].astype(np.float32))
 
-        def train(steps: int) -> float:
-            for _ in range(steps):
-                leaf.grad = None
-                function(leaf, True).backward(g)
-            return float(leaf.grad[0, 0, 0])
+        def evaluate() -> Any:
+            with self.torch.no_grad():
+                return function(leaf, False)
 
-        def evaluate(steps: int) -> float:
-            with torch.no_grad():
-                for _ in range(steps):
-                    out = function(leaf, False)
-                return float(out[0, 0])
+        g = self._place(cotangent[:, : evaluate().shape[1]].astype(np.float32))
 
-        return train, evaluate
+        def train() -> Any:
+            leaf.grad = None
+            function(leaf, True).backward(g)
+            return leaf.grad
+
+        def nothing() -> None:
+            """Functions have no mode."""
+
+        return block_of(nothing, train, lambda x: x[0, 0, 0]), block_of(nothing, evaluate, lambda out: out[0, 0])
 
 
 def main() -> int:
@@ -240,8 +169,8 @@ def main() -> int:
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not stand between the answers
-    make = {"mindspore": MindSporeRuntime, "torch": TorchRuntime}[arguments.runtime]
-    runtime = make(arguments.device_target, arguments.level, not arguments.no_tf32, arguments.tuned)
+    settings = (arguments.device_target, arguments.level, not arguments.no_tf32, arguments.tuned)
+    runtime = MindSporeRuntime(*settings) if arguments.runtime == "mindspore" else TorchRuntime(*settings)
     blocks: dict[str, tuple[Block, Block]] = {}
 
     def time_of(block: Block, steps: int) -> dict[str, float]:
@@ -262,7 +191,6 @@ def main() -> int:
         "prepare": prepare,
         "train": lambda key, steps: time_of(blocks[key][0], steps),
         "evaluate": lambda key, steps: time_of(blocks[key][1], steps),
-        "forget": lambda key: blocks.pop(key) and None,
     }
     for line in sys.stdin:
         name, *rest = json.loads(line)

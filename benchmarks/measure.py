@@ -29,9 +29,10 @@ from typing import Any, Callable
 import numpy as np
 
 from src.runtime.command import new_parser
+from src.runtime.environment import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = available_cores()
 
 
 class Worker:

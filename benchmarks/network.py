@@ -30,7 +30,8 @@ from benchmarks.measure import CORES, Worker
 
 RUNTIMES = {"mindspore": "MindSpore", "compiled": "MindSpore, compiled kernels", "torch": "PyTorch"}
 PACKAGES = ("mindspore", "torch", "numpy")
-RATE, MOMENTUM, DECAY, SMOOTHING = 0.01, 0.9, 1e-4, 0.1
+RATE, MOMENTUM, DECAY, SMOOTHING, LOSS_SCALE = 0.01, 0.9, 1e-4, 0.1, 1024.0
+SGD = (RATE, MOMENTUM, DECAY)
 COMPARED_STEPS = 2
 
 
@@ -41,32 +42,56 @@ def batch_of(size: int, count: int, classes: int) -> tuple[np.ndarray, np.ndarra
     return images, rng.integers(0, classes, count).astype(np.int32)
 
 
-def training_step(
+def training_model(
     name: str,
     pooling: str,
     classes: int,
-    batch: tuple[np.ndarray, np.ndarray],
     cpu_kernels: str = "mindspore",
     ranks: int = 1,
+    level: str = "O0",
+    device: str = "CPU",
     **options: Any,
 ) -> tuple[Any, Any]:
-    """A function that trains a step on a batch, as train.py does, and gives its loss; and the network."""
-    import mindspore as ms
+    """The `Model` that train.py would train, and its network."""
     from mindspore.train import Model
 
     from src.kernels import apply_cpu_kernels
     from src.models import create_model
     from src.training.losses import LabelSmoothingCrossEntropy
+    from src.training.mixed_precision import apply_amp_level
     from src.training.optimizers import build_optimizer
+    from src.training.precision import loss_scale_manager, optimizer_loss_scale
     from src.training.reduction import reduce_in_order
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)
     apply_cpu_kernels(network, cpu_kernels)
     rates = np.full(100_000, RATE, np.float32)
-    optimizer = build_optimizer(list(network.trainable_params()), rates, momentum=MOMENTUM, weight_decay=DECAY)
-    model = Model(network, loss_fn=LabelSmoothingCrossEntropy(SMOOTHING), optimizer=optimizer)
+    optimizer = build_optimizer(
+        list(network.trainable_params()),
+        rates,
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
+        loss_scale=optimizer_loss_scale(level, LOSS_SCALE, device),
+    )
+    model = Model(
+        network,
+        loss_fn=LabelSmoothingCrossEntropy(SMOOTHING),
+        optimizer=optimizer,
+        amp_level=apply_amp_level(network, level),
+        loss_scale_manager=loss_scale_manager(level, "fixed", LOSS_SCALE, device),
+    )
     if ranks > 1:
         reduce_in_order(model.train_network, ranks)
+    return model, network
+
+
+def training_step(
+    name: str, pooling: str, classes: int, batch: tuple[np.ndarray, np.ndarray], *settings: Any, **options: Any
+) -> tuple[Any, Any]:
+    """A function that trains a step on a batch and gives its loss, and the network; see :func:`training_model`."""
+    import mindspore as ms
+
+    model, network = training_model(name, pooling, classes, *settings, **options)
     images, labels = (ms.Tensor(a) for a in batch)
 
     def step() -> float:
@@ -74,6 +99,12 @@ def training_step(
         return float(model.train_network(images, labels).asnumpy())
 
     return step, network
+
+
+def save_weights(network: Any, path: Path) -> None:
+    """Write the initial weights for the other side, once."""
+    if not path.exists():
+        np.savez(path, **{p.name: p.asnumpy() for p in network.get_parameters()})
 
 
 def mindspore_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], float], Callable[[], np.ndarray]]:
@@ -89,8 +120,7 @@ def mindspore_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[
     ms.set_seed(0)
     batch = batch_of(case["size"], case["batch"], case["classes"])
     step, network = training_step(case["network"], case["pooling"], case["classes"], batch, case["kernels"])
-    if not weights.exists():
-        np.savez(weights, **{p.name: p.asnumpy() for p in network.get_parameters()})
+    save_weights(network, weights)
     images = ms.Tensor(batch[0])
 
     def evaluate() -> np.ndarray:
@@ -104,18 +134,10 @@ def torch_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], f
     """The same in PyTorch, from the weights that the other side wrote."""
     import torch
 
-    from benchmarks.torch_networks import load_weights
-    from benchmarks.torch_training import TrainedNetwork
+    from benchmarks.torch_training import trained_network
 
     torch.set_num_threads(CORES)
-    network = load_weights(
-        TrainedNetwork(case["network"], case["pooling"], num_classes=case["classes"]), np.load(weights)
-    )
-    network = network.to(memory_format=torch.channels_last)
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain}]
-    optimizer = torch.optim.SGD(groups, RATE, momentum=MOMENTUM, fused=True)
+    network, optimizer = trained_network(case["network"], case["pooling"], case["classes"], weights, "cpu", SGD)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     images, labels = (torch.from_numpy(a) for a in batch_of(case["size"], case["batch"], case["classes"]))
     images, labels = images.contiguous(memory_format=torch.channels_last), labels.long()

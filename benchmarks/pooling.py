@@ -47,18 +47,10 @@ def data(batch: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     return x.reshape(batch, d, SIDE, SIDE).astype(np.float32), rng.standard_normal((batch, d * (d + 1) // 2))
 
 
-def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, bool], Run]:
-    """Makes runs of the project's poolings in graph mode: `(name, d, batch, training) -> run`."""
-    from src.runtime.environment import prepare_environment
-
-    prepare_environment()
+def gradient_step(pooling: Any) -> Any:
+    """A cell that gives the pooling's result and the gradients with respect to features and parameters."""
     import mindspore as ms
     from mindspore import nn, ops
-
-    from src.kernels import apply_cpu_kernels
-    from src.pooling import create_pooling
-
-    ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=threads)
 
     class Step(nn.Cell):
         """The result and the gradients with respect to features and parameters."""
@@ -76,6 +68,22 @@ def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, boo
             grads, of_weights = backward(g)
             return out, grads[0], of_weights
 
+    return Step(pooling)
+
+
+def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, bool], Run]:
+    """Makes runs of the project's poolings in graph mode: `(name, d, batch, training) -> run`."""
+    from src.runtime.environment import prepare_environment
+
+    prepare_environment()
+    import mindspore as ms
+    from mindspore import nn
+
+    from src.kernels import apply_cpu_kernels
+    from src.pooling import create_pooling
+
+    ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=threads)
+
     def make(name: str, d: int, batch: int, training: bool) -> Run:
         x, g = data(batch, d)
         if name == "nothing":
@@ -88,7 +96,7 @@ def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, boo
         features, weights = ms.Tensor(x), ms.Tensor(g[:, : cell.out_features].astype(np.float32))
         if not training:
             return lambda: (cell(features),)
-        step = Step(cell)
+        step = gradient_step(cell)
         return lambda: step(features, weights)[:2]
 
     return make

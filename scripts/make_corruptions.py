@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from src.data import available_workers
 from src.robustness.severities import CORRUPTIONS, SCALES, SEVERITIES
 from src.robustness.tree import Plan, list_images, write_tree
 from src.runtime.command import new_parser, reports_errors
+from src.runtime.environment import available_cores
 
 
 @reports_errors
@@ -41,7 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     parser.add_argument("--per_class", type=int, help="at most so many images of a class")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=available_workers(), help="processes")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes")
     arguments = parser.parse_args(argv)
     for name in ("size", "per_class", "workers"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:

@@ -10,11 +10,12 @@ import numpy as np
 from mindspore import nn
 
 from src.config import Config
-from src.data import Source, available_workers, create_dataset, epoch_order, open_source, usable
+from src.data import Source, create_dataset, epoch_order, open_source, usable
 from src.errors import UserError
 from src.models import create_model
 from src.pooling.counter_random import CounterUniform
 from src.runtime.distributed import World
+from src.runtime.environment import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _some(source: Source, count: int) -> Source:
 
 
 def _workers(config: Config, world: World) -> int:
-    return config.num_workers or max(1, available_workers() // world.local_size)
+    return config.num_workers or max(1, available_cores() // world.local_size)
 
 
 def build_dataset(

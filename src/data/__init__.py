@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from src.data.failures import pipeline_error, pipeline_errors
 from src.data.pipeline import (
-    available_workers,
     create_dataset,
     epoch_order,
     evaluation_indices,
@@ -18,7 +17,6 @@ __all__ = [
     "ArraySource",
     "Source",
     "array_source",
-    "available_workers",
     "create_dataset",
     "epoch_order",
     "evaluation_indices",

@@ -16,9 +16,9 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from src.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, load_image, open_image
-from src.data.pipeline import available_workers
 from src.data.transforms import LONGEST
 from src.errors import UserError
+from src.runtime.environment import available_cores
 
 _ORIENTATION = 0x0112  # EXIF tag
 _ENDINGS = {"JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "BMP": (".bmp",)}
@@ -107,7 +107,7 @@ def inspect_files(
     Raises:
         UserError: A process was killed.
     """
-    workers = workers or available_workers()
+    workers = workers or available_cores()
     if workers == 1 or len(paths) < _FEW:
         for path in paths:
             yield _inspect(path, wants_digest)

@@ -33,6 +33,7 @@ from src.data.decoding import decode_image, printable
 from src.data.image_folder import FolderSource
 from src.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, _frozen
 from src.errors import UserError
+from src.runtime.environment import available_cores
 
 VERSION = "3.0"
 _COLUMNS = {"image": "bytes", "label": "int32", "number": "int64", "file": "string"}
@@ -215,7 +216,7 @@ def _writer(source: FolderSource, folder: Path, shards: int, largest: int) -> An
 
 def _portions(source: FolderSource, chunk: int, workers: Optional[int]) -> Iterator[list[dict[str, Any]]]:
     """Rows of ``chunk`` images; while a portion is written the next one is read."""
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(workers or available_cores()) as pool:
         pending: list[Future[dict[str, Any]]] = []
         try:
             for start in range(0, source.num_samples + chunk, chunk):

@@ -15,6 +15,7 @@ from src.data import transforms
 from src.data.sources import Source, check_choice
 from src.data.transforms import Stage
 from src.errors import UserError
+from src.runtime.environment import available_cores
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -67,13 +68,6 @@ def evaluation_indices(num_samples: int, rank: int = 0, world_size: int = 1) -> 
         int64, shape (n,); n differs by at most one between ranks.
     """
     return np.arange(rank, num_samples, world_size, dtype=np.int64)
-
-
-def available_workers() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def create_dataset(
@@ -180,7 +174,7 @@ def create_dataset(
     stages += transforms.match_channels(3 if shape is None else shape[2], channels)
     stages += transforms.normalise(mean, std)
 
-    workers = min(num_workers or available_workers(), os.cpu_count() or 1)
+    workers = min(num_workers or available_cores(), os.cpu_count() or 1)
     rows = _Rows(order, source.labels, positions, seed, epoch, transforms.DRAWS[augmentation])
     dataset = ds.GeneratorDataset(
         rows, rows.columns, shuffle=False, num_parallel_workers=1, python_multiprocessing=False

@@ -10,9 +10,9 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from src.data.pipeline import available_workers
 from src.data.sources import Source
 from src.errors import UserError
+from src.runtime.environment import available_cores
 from src.runtime.files import write_json
 
 _CHUNK = 64  # images that a thread takes at once
@@ -62,7 +62,7 @@ def usable(
     marks = _remembered(cache, stamp, count) if cache is not None and rank == 0 else None
     known = marks is not None
     if not total(np.array([known], np.float64))[0]:
-        marks = _marks(source, range(rank, count, world_size), workers or available_workers(), progress)
+        marks = _marks(source, range(rank, count, world_size), workers or available_cores(), progress)
     bad = np.flatnonzero(total(np.zeros(count) if marks is None else marks))
     problems = [_problem(source, int(index)) for index in bad]
     if len(bad) == count:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from src.errors import UserError
+from src.runtime.environment import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def threads_of_process(processes: int = 1) -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return min(int(wanted), _MOST_THREADS)
-    cores, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    cores, all_cores = available_cores(), os.cpu_count() or 1
     return min(cores if cores < all_cores else max(1, cores // processes), _MOST_THREADS)
 
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from src.build import architecture, build_dataset, build_model
 from src.checkpoints import Checkpoint, load_network, read_checkpoint
 from src.config import Config
-from src.data import available_workers
 from src.data.image_folder import FolderSource, class_names
 from src.evaluation import Evaluation, evaluate, numpy_batches
 from src.robustness.metrics import corruption_summary, flip_rate
@@ -26,6 +25,7 @@ from src.robustness.plot import plot_bars
 from src.robustness.sequences import read_frames, sequences
 from src.robustness.sets import PERTURBATIONS, corruption_folders, find_folders, folder_source, network_classes
 from src.runtime.distributed import World
+from src.runtime.environment import available_cores
 from src.runtime.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def _perturbations(job: _Job) -> dict[str, Any]:
         paths = sequences(folder)
         mine = paths[world.rank :: world.size]
         flips = 0.0
-        with ThreadPoolExecutor(config.num_workers or available_workers()) as pool:
+        with ThreadPoolExecutor(config.num_workers or available_cores()) as pool:
             films = pool.map(lambda path: read_frames(path, config.eval_image_size), mine)
             for frames in job.bar(films, len(mine), f"{name} sequence"):
                 flips += flip_rate([_predict(job, frames)], against_first="noise" in name)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from src.errors import UserError
+from src.runtime.environment import available_cores
 from src.runtime.scheduler import join_under_mpi, joined
 from src.runtime.watch import stop_watcher
 
@@ -168,7 +169,7 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
 
     try:
         ms.set_context(mode=ms.GRAPH_MODE if mode == "GRAPH" else ms.PYNATIVE_MODE)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         if cores < (os.cpu_count() or 1):
             ms.set_context(runtime_num_threads=cores)
         # Once something has been computed MindSpore refuses this call, even for the device that it computed on.

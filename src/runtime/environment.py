@@ -51,6 +51,13 @@ def prepare_environment(device_target: str = "CPU") -> None:
         logger.warning("MindSpore %s is not among the supported versions 2.7 and 2.8", version)
 
 
+def available_cores() -> int:
+    """The number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def git_revision(folder: Path) -> str | None:
     """Commit of the checkout that holds ``folder``, with ``-dirty`` when changed; None outside a checkout."""
     try:
@@ -79,7 +86,7 @@ def environment_report(device_target: str, world_size: int) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "device_target": device_target,
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": available_cores(),
         "ranks": world_size,
         "git_revision": git_revision(Path(__file__).resolve().parent),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from src.data import (
-    available_workers,
     create_dataset,
     epoch_order,
     evaluation_indices,
@@ -18,6 +17,7 @@ from src.data import (
 )
 from src.data.transforms import augmentation_draws, random_crop_box
 from src.errors import UserError
+from src.runtime.environment import available_cores
 
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # pixel values 0 to 255 come out
 
@@ -215,7 +215,7 @@ def test_size_is_known_without_a_pass(numbered: Callable) -> None:
 
 def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 4})
-    assert available_workers() == 3
+    assert available_cores() == 3
 
 
 @pytest.mark.parametrize(

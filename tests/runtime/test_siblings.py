@@ -56,13 +56,16 @@ class Job:
             [sys.executable, "msrun", *arguments, "job.py"], cwd=folder, stdout=subprocess.PIPE, text=True
         )
         assert self.launcher.stdout is not None and self.launcher.stdout.readline() == "started\n"
-        self.started = [p for p in psutil.process_iter() if self._belongs(p)]
+        self.started = self._processes(lambda _: True)
 
-    def _belongs(self, process: psutil.Process) -> bool:
-        try:
-            return process.cwd() == str(self.folder) and process.pid != self.launcher.pid
-        except psutil.Error:
-            return False
+    def _processes(self, chosen: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+        """What the job has running of a kind."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # one that ends while it is looked at
+                if process.cwd() == str(self.folder) and process.pid != self.launcher.pid and chosen(process):
+                    found.append(process)
+        return found
 
     def member(self, role: str, rank: str = "") -> psutil.Process:
         for process in self.started:
@@ -78,7 +81,7 @@ class Job:
         time.sleep(0.6)
 
     def watchers(self) -> list[psutil.Process]:
-        return [p for p in psutil.process_iter() if self._belongs(p) and "-S" in p.cmdline()]
+        return self._processes(lambda p: "-S" in p.cmdline())
 
     def until(self, condition: Callable[[], Any], seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
@@ -87,8 +90,7 @@ class Job:
             time.sleep(0.05)
 
     def is_gone(self) -> bool:
-        left = [p for p in psutil.process_iter() if self._belongs(p) and p.status() != psutil.STATUS_ZOMBIE]
-        return not [p for p in left if p.name() != "tail"]
+        return not self._processes(lambda p: p.status() != psutil.STATUS_ZOMBIE and p.name() != "tail")
 
     def said(self, role: str, rank: str = "") -> str:
         return (self.folder / f"{role}{rank}.log").read_text()
@@ -105,7 +107,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield start
     for job in jobs:
         for process in [*job.started, *job.watchers()]:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         job.launcher.kill()
         job.launcher.communicate()
