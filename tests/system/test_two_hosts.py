@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def hosts() -> Iterator[Hosts]:
         yield Hosts(names, addresses)
     finally:
         for process in inside(names):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for name in names:
             ip("netns", "del", name)
 
@@ -86,7 +88,9 @@ def inside(names: tuple[str, str]) -> list[psutil.Process]:
     found = []
     for name in names:
         out = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True, timeout=20)
-        found += [psutil.Process(int(pid)) for pid in out.stdout.split() if psutil.pid_exists(int(pid))]
+        for pid in out.stdout.split():
+            with suppress(psutil.NoSuchProcess):  # one that has ended since
+                found.append(psutil.Process(int(pid)))
     return found
 
 
