@@ -27,7 +27,7 @@ def run(tmp_path: Path, name: str, *options: str) -> dict[str, Any]:
     return json.loads((tmp_path / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["network", "data", "startup", "scaling", "growth", "progress", "inference"])
+@pytest.mark.parametrize("name", ["network", "data", "startup", "scaling", "growth", "progress", "inference", "device"])
 def test_help(name: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -44,6 +44,19 @@ def test_network(tmp_path: Path) -> None:
     for phase in ("training", "evaluation"):
         assert all(found[phase][r]["n"] == 2 and found[phase][r]["median"] > 0 for r in network.RUNTIMES)
     assert all(size > 100 << 20 for size in found["memory"].values())
+
+
+@pytest.mark.slow
+def test_device(tmp_path: Path) -> None:
+    """The table of docs/devices.md, made on a CPU."""
+    sizes = ("--batch_size", "4", "--image_size", "32", "--rounds", "1", "--steps", "1", "--levels", "O0")
+    what = ("--networks", "resnet18", "--poolings", "gcp", "--alone", "dropcov")
+    report = run(tmp_path, "device", "--device_target", "CPU", *what, *sizes)
+    assert [row["key"] for row in report["results"]] == ["resnet18-gcp-4-32", "dropcov-128-4"]
+    for row in report["results"]:
+        for runtime in ("mindspore", "torch"):
+            assert row[runtime]["prepared"] is not None
+            assert all(row[runtime][phase]["median"] > 0 for phase in ("train", "evaluate"))
 
 
 def test_data(tmp_path: Path) -> None:
