@@ -19,6 +19,7 @@ from src.errors import UserError
 from src.robustness.metrics import relative_errors
 from src.robustness.plot import plot_groups
 from src.runtime.command import named_paths, new_parser, reports_errors
+from src.study.summary import spread, spread_text
 
 
 @reports_errors
@@ -67,16 +68,11 @@ def compare(networks: dict[str, list[dict[str, float]]], reference: str) -> dict
         relative = [statistics.fmean(relative_errors(run, base).values()) for run in runs]
         figures[name] = {
             "n": len(runs),
-            "mean_error": _spread([statistics.fmean(run.values()) for run in runs]),
-            "relative_mce": _spread(relative),
-            "corruptions": {corruption: _spread([run[corruption] for run in runs]) for corruption in runs[0]},
+            "mean_error": spread([statistics.fmean(run.values()) for run in runs]),
+            "relative_mce": spread(relative),
+            "corruptions": {corruption: spread([run[corruption] for run in runs]) for corruption in runs[0]},
         }
     return figures
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
 
 
 def _errors(path: Path) -> dict[str, float]:
@@ -94,13 +90,8 @@ def _table(figures: dict[str, Any], reference: str) -> str:
     ]
     for name, entry in figures.items():
         error, relative = entry["mean_error"], entry["relative_mce"]
-        lines.append(f"| {name} | {entry['n']} | {_text(error, 100, 2)} | {_text(relative, 1, 1)} |")
+        lines.append(f"| {name} | {entry['n']} | {spread_text(error, 100, 2)} | {spread_text(relative, 1, 1)} |")
     return "\n".join(lines)
-
-
-def _text(figure: dict[str, Any], factor: float, digits: int) -> str:
-    mean = f"{factor * figure['mean']:.{digits}f}"
-    return mean if figure["std"] is None else f"{mean} ± {factor * figure['std']:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ loss tells its Lipschitzness, that of ||gradient - g|| how well g predicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,12 @@ def band_widths(records: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([r[f"{key}_max"] - r[f"{key}_min"] for r in records])) for key in ("loss", "gradient")}
 
 
-def plot_landscape(runs: dict[str, Sequence[dict[str, float]]], path: Path, title: str) -> None:
+def mean_records(runs: Sequence[Sequence[dict[str, float]]]) -> list[dict[str, float]]:
+    """The mean over runs of every entry, probed step by probed step."""
+    return [{key: float(np.mean([r[key] for r in at])) for key in at[0]} for at in zip(*runs)]
+
+
+def plot_landscape(runs: Mapping[str, Sequence[dict[str, float]]], path: Path, title: str) -> None:
     """Both bands over training steps, one panel each; networks differ in colour, hatching and outline."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 

@@ -75,17 +75,18 @@ def table(study: Study, groups: Sequence[Mapping[str, Any]]) -> tuple[list[str],
     rows = []
     for group in groups:
         count = str(group["n"]) + (f" ({group['failed']} failed)" if group["failed"] else "")
-        cells = [group["group"], count, _text(group["final"], 100, 2), _text(group["best"], 100, 2)]
-        cells.append(_text(group["loss"], 1, 3))
+        cells = [group["group"], count, spread_text(group["final"], 100, 2), spread_text(group["best"], 100, 2)]
+        cells.append(spread_text(group["loss"], 1, 3))
         for accuracy in study.accuracies:
             reached = group[f"epochs_to_{accuracy:g}"]
             some = f" ({reached['n']} of {group['n']})" if 0 < reached["n"] < group["n"] else ""
-            cells.append(_text(reached, 1, 1) + some)
-        rows.append([*cells, _text(group["train_cpu_s"], 1, 1), _text(group["images_per_s"], 1, 0)])
+            cells.append(spread_text(reached, 1, 1) + some)
+        rows.append([*cells, spread_text(group["train_cpu_s"], 1, 1), spread_text(group["images_per_s"], 1, 0)])
     return heads, rows
 
 
-def _text(figure: Mapping[str, Any], factor: float, digits: int) -> str:
+def spread_text(figure: Mapping[str, Any], factor: float, digits: int) -> str:
+    """A :func:`spread` times a factor: mean ± standard deviation, the mean alone of one value, a dash of none."""
     if figure["mean"] is None:
         return "-"
     mean = f"{factor * figure['mean']:.{digits}f}"

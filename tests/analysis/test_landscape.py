@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.analysis.landscape import LENGTHS, Probe, band_widths, plot_landscape, read_records
+from src.analysis.landscape import LENGTHS, Probe, band_widths, mean_records, plot_landscape, read_records
 from src.errors import UserError
 from src.models import create_model
 from src.training.losses import LabelSmoothingCrossEntropy
@@ -77,6 +77,7 @@ def test_records_and_widths(tmp_path: Path) -> None:
     other = {**record, "step": 11, "loss_max": 1.0}
     assert band_widths([record, other]) == pytest.approx({"loss": 1.0, "gradient": 0.3})
     assert read_records({"records": [record]}) == [record]
+    assert mean_records([[record, other], [record, {**other, "loss_max": 3.0}]]) == [record, {**other, "loss_max": 2.0}]
     for wrong in ({}, [], {"records": []}, {"records": [{"step": 1}]}):
         with pytest.raises(ValueError, match="no records"):
             read_records(wrong)
@@ -89,14 +90,15 @@ def test_the_command_measures_once(tmp_path: Path, capsys: pytest.CaptureFixture
     import landscape
 
     arguments = ["--config_path", str(ROOT / "config" / "quickstart.yaml"), "--output", str(tmp_path), "--every", "2"]
-    arguments += ["--poolings", "gap", "--net_name=resnet10", "--base_width=2", "--epoch_size=1", "--train_images=96"]
+    arguments += ["--poolings", "gap", "--seeds", "3", "--net_name=resnet10", "--base_width=2"]
+    arguments += ["--epoch_size=1", "--train_images=96"]
     arguments.append(f"--data_path={ROOT / 'data' / 'fashion_mnist_sample'}")
     assert landscape.main(arguments) == 0
-    content = json.loads((tmp_path / "gap.json").read_text(encoding="utf-8"))
+    content = json.loads((tmp_path / "gap-seed-3.json").read_text(encoding="utf-8"))
     assert [record["step"] for record in content["records"]] == [1, 3]
-    stamp = (tmp_path / "gap.json").stat().st_mtime_ns
+    stamp = (tmp_path / "gap-seed-3.json").stat().st_mtime_ns
     assert landscape.main(arguments) == 0
-    assert (tmp_path / "gap.json").stat().st_mtime_ns == stamp
-    assert "| gap | 2 |" in capsys.readouterr().out
+    assert (tmp_path / "gap-seed-3.json").stat().st_mtime_ns == stamp
+    assert "| gap | 1 | 2 |" in capsys.readouterr().out
     assert landscape.main([*arguments, "--lr_max=0.3"]) == 1
     assert "other settings" in capsys.readouterr().err
