@@ -86,7 +86,9 @@ def _finish(runs: dict[str, list[Records]], name: str, path: Path) -> None:
         cells = [spread_text(spread([width[key] for width in widths]), 1, 3) for key in ("loss", "gradient")]
         print(f"| {pooling} | {len(records)} | {len(records[0])} | {' | '.join(cells)} |")
     means = {pooling: mean_records(records) for pooling, records in runs.items()}
-    plot_landscape(means, path, f"{name}, loss along the gradient at the stem's output")
+    seeds = len(next(iter(runs.values())))
+    count = f" (mean of {seeds} seeds)" if seeds > 1 else ""
+    plot_landscape(means, path, f"{name}, loss along the gradient at the stem's output{count}")
 
 
 if __name__ == "__main__":
