@@ -189,7 +189,6 @@ def compare(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     found["all-reduce"] = measure.summary(reduce)
     one, ranks, apart = (found[kind]["median"] for kind in JOBS)
     found.update(batch=batch, speed=one / ranks, split=one / apart, communication=(ranks - apart) / ranks)
-    found["predicted"] = predicted(arguments, batch, apart, found["all-reduce"]["median"])
     return found
 
 
@@ -248,6 +247,9 @@ def main() -> int:
     names["cpu_kernels"] = arguments.cpu_kernels
     about = measure.environment(PACKAGES, **names, n=arguments.rounds)
     results = [compare(arguments, batch) for batch in arguments.batches]
+    for found in results:  # at the end: MindSpore, once imported, sets OMP_NUM_THREADS=1 for processes started later
+        compute, reduce = (found[kind]["median"] for kind in ("apart", "all-reduce"))
+        found["predicted"] = predicted(arguments, found["batch"], compute, reduce)
     report = {"about": about, "results": results}
     measure.report(arguments.output, "scaling", report, markdown)
     return 0
