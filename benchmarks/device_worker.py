@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Callable
 
@@ -25,14 +27,20 @@ CLASSES = 1000
 Block = Callable[[int], Any]
 
 
-def block_of(prepare: Callable[[], Any], run: Callable[[], Any], value: Callable[[Any], Any]) -> Block:
-    """Prepares, repeats ``run``, and waits at the end by reading a ``value`` from its last result."""
+def block_of(
+    run: Callable[[], Any],
+    value: Callable[[Any], Any],
+    prepare: Callable[[], Any] = lambda: None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Block:
+    """Prepares, repeats ``run`` within a context, and waits at the end by reading a ``value`` from its last result."""
 
     def repeat(steps: int) -> float:
         prepare()
-        for _ in range(steps):
-            result = run()
-        return float(value(result))
+        with around():
+            for _ in range(steps):
+                result = run()
+            return float(value(result))
 
     return repeat
 
@@ -73,8 +81,8 @@ class MindSporeRuntime:
         def loss(result: Any) -> Any:
             return (result[0] if isinstance(result, tuple) else result).asnumpy()
 
-        train = block_of(lambda: step.set_train(True), lambda: step(images, labels), loss)
-        return train, block_of(lambda: network.set_train(False), lambda: network(images), lambda y: y[0, 0].asnumpy())
+        train = block_of(lambda: step(images, labels), loss, lambda: step.set_train(True))
+        return train, block_of(lambda: network(images), lambda y: y[0, 0].asnumpy(), lambda: network.set_train(False))
 
     def pooling(self, name: str, d: int, batch: int) -> tuple[Block, Block]:
         """Blocks of forward and backward passes, and of forward passes, of a pooling alone."""
@@ -84,8 +92,8 @@ class MindSporeRuntime:
         values, cotangent = data(batch, d)
         x, g = self._place(values), self._place(cotangent[:, : cell.out_features].astype(np.float32))
         step = gradient_step(cell)
-        train = block_of(lambda: step.set_train(True), lambda: step(x, g), lambda out: out[1][0, 0, 0, 0].asnumpy())
-        return train, block_of(lambda: cell.set_train(False), lambda: cell(x), lambda out: out[0, 0].asnumpy())
+        train = block_of(lambda: step(x, g), lambda out: out[1][0, 0, 0, 0].asnumpy(), lambda: step.set_train(True))
+        return train, block_of(lambda: cell(x), lambda out: out[0, 0].asnumpy(), lambda: cell.set_train(False))
 
 
 class TorchRuntime:
@@ -127,11 +135,14 @@ class TorchRuntime:
             scaler.update()
             return loss.detach()
 
-        def evaluate() -> Any:
+        @contextmanager
+        def inference() -> Iterator[None]:
+            """Once for all steps: autocast keeps the weights that it has cast until its end."""
             with torch.inference_mode(), torch.autocast(self.device, torch.float16, enabled=self.half):
-                return network(images)
+                yield
 
-        return block_of(network.train, train, float), block_of(network.eval, evaluate, lambda y: y[0, 0])
+        evaluate = block_of(lambda: network(images), lambda y: y[0, 0], network.eval, inference)
+        return block_of(train, float, network.train), evaluate
 
     def pooling(self, name: str, d: int, batch: int) -> tuple[Block, Block]:
         """Blocks of forward and backward passes, and of forward passes, of a pooling alone."""
@@ -141,21 +152,17 @@ class TorchRuntime:
         values, cotangent = data(batch, d)
         leaf = self._place(values).flatten(2).requires_grad_()
 
-        def evaluate() -> Any:
-            with self.torch.no_grad():
-                return function(leaf, False)
-
-        g = self._place(cotangent[:, : evaluate().shape[1]].astype(np.float32))
+        with self.torch.no_grad():
+            length = function(leaf[:2], False).shape[1]
+        g = self._place(cotangent[:, :length].astype(np.float32))
 
         def train() -> Any:
             leaf.grad = None
             function(leaf, True).backward(g)
             return leaf.grad
 
-        def nothing() -> None:
-            """Functions have no mode."""
-
-        return block_of(nothing, train, lambda x: x[0, 0, 0]), block_of(nothing, evaluate, lambda out: out[0, 0])
+        evaluate = block_of(lambda: function(leaf, False), lambda out: out[0, 0], around=self.torch.no_grad)
+        return block_of(train, lambda x: x[0, 0, 0]), evaluate
 
 
 def main() -> int:

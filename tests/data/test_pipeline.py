@@ -17,7 +17,6 @@ from src.data import (
 )
 from src.data.transforms import augmentation_draws, random_crop_box
 from src.errors import UserError
-from src.runtime.environment import available_cores
 
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # pixel values 0 to 255 come out
 
@@ -211,11 +210,6 @@ def test_every_epoch_has_its_own_order_of_all_images(numbered: Callable, batches
 def test_size_is_known_without_a_pass(numbered: Callable) -> None:
     assert make(numbered(103), batch_size=10).get_dataset_size() == 10
     assert make(numbered(103), batch_size=10, training=False).get_dataset_size() == 11
-
-
-def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 4})
-    assert available_cores() == 3
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,16 @@ from src.export import export_network, open_exported
 from src.models import create_model, list_models
 from src.pooling import list_poolings
 
-# Their branches are a hundred: at full size they overflow in evaluation, and rounding grows.
+# Each of these takes half a minute. One stands for all, the others are run with --all.
 DEEP = ("resnet101", "resnet152")
-# A pass over everything takes a quarter of an hour: one network of either kind of block has every pooling, of the rest
-# one or none, unless with --all.
-EVERY_POOLING = ("resnet18", "resnet50")
-ONE_POOLING = (("resnet10", "fast_mpn"), ("resnet34", "dropcov"))
 
 
 def pairs() -> list[Any]:
     """Every network with every pooling."""
     return [
-        (name, pooling)
-        if name in EVERY_POOLING or (name, pooling) in ONE_POOLING
-        else pytest.param(name, pooling, marks=pytest.mark.only_with_all)
+        pytest.param(name, pooling, marks=pytest.mark.only_with_all)
+        if name in DEEP and (name, pooling) != ("resnet152", "dropcov")
+        else (name, pooling)
         for name in list_models()
         for pooling in list_poolings()
     ]
@@ -37,35 +33,35 @@ def build(name: str, pooling: str) -> nn.Cell:
     ms.set_seed(1)
     network = create_model(name, pooling=pooling, reduction_dim=8, num_classes=3, base_width=4)
     for parameter in network.get_parameters() if name in DEEP else ():
-        if parameter.name.endswith("bn3.gamma"):
+        if parameter.name.endswith("bn3.gamma"):  # a hundred branches at full size overflow in evaluation
             parameter.set_data(ms.Tensor(np.full(parameter.shape, 0.2, np.float32)))
     return network
 
 
 def one_step(network: nn.Cell, images: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss and weights after one step of SGD with momentum."""
+    """Loss, and what one step of SGD with momentum changes in the weights."""
+    before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
     optimizer = nn.Momentum(network.trainable_params(), learning_rate=0.01, momentum=0.9)
     step = nn.TrainOneStepCell(nn.WithLossCell(network, nn.CrossEntropyLoss()), optimizer)
     step.set_train()
     loss = step(ms.Tensor(images), ms.Tensor(np.arange(len(images)) % 3, ms.int32))
-    return float(loss.asnumpy()), {p.name: p.asnumpy().copy() for p in network.trainable_params()}
+    return float(loss.asnumpy()), {p.name: p.asnumpy() - before[p.name] for p in network.trainable_params()}
 
 
 @pytest.mark.parametrize(("name", "pooling"), pairs())
 def test_train_export_reload(name: str, pooling: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
-    start = {p.name: p.asnumpy().copy() for p in build(name, pooling).trainable_params()}
-    losses, weights = {}, {}
+    losses, changes = {}, {}
     for mode in (ms.GRAPH_MODE, ms.PYNATIVE_MODE):
         ms.set_context(mode=mode)
         network = build(name, pooling)
-        losses[mode], weights[mode] = one_step(network, images)
+        losses[mode], changes[mode] = one_step(network, images)
     # The signed root magnifies the rounding of entries near 0, and 152 layers of 4 channels more so on the way to the
     # stem: there only the classifier's gradient says something.
-    rough = name in DEEP and pooling.startswith("ibcnn")
+    rough = name == "resnet152" and pooling.startswith("ibcnn")
     assert losses[ms.GRAPH_MODE] == pytest.approx(losses[ms.PYNATIVE_MODE], rel=1e-4)
-    for key, before in start.items():
-        graph, pynative = (weights[mode][key] - before for mode in (ms.GRAPH_MODE, ms.PYNATIVE_MODE))
+    for key, graph in changes[ms.GRAPH_MODE].items():
+        pynative = changes[ms.PYNATIVE_MODE][key]
         assert np.isfinite(graph).all() and graph.any(), f"{key} did not move"
         if not rough or key.startswith("fc."):
             assert np.abs(graph - pynative).max() <= 0.05 * np.abs(pynative).max(), key

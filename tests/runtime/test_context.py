@@ -1,4 +1,4 @@
-"""What is set in MindSpore's context: threads where not all cores may be used, float32 for comparisons on a GPU."""
+"""Cores; and MindSpore's context: threads where not all cores may be used, float32 for comparisons on a GPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import mindspore as ms
 import pytest
 
 from src.runtime.distributed import exact_convolutions
+from src.runtime.environment import available_cores
 
 SCRIPT = """
 import os
@@ -24,6 +25,11 @@ from src.runtime.distributed import set_context
 set_context("GRAPH", "CPU")
 print(before, ms.get_context("runtime_num_threads"))
 """
+
+
+def test_workers_follow_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 4})
+    assert available_cores() == 3
 
 
 def test_no_more_threads_than_cores(root: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import pytest
 
-# What every rank begins and ends with. The script itself stands between, with `world` and ends with its `found`.
+# What every rank begins and ends with. The lines between have `world`, and leave what they see in `found`.
 BEGIN = """
 import json, sys
 from pathlib import Path
