@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import measure
 from benchmarks.measure import CORES, Worker
 
-RUNTIMES = {"mindspore": "MindSpore, src.data", "torch": "PyTorch DataLoader, Pillow", "decode": "decoding alone"}
+RUNTIMES = {"mindspore": "MindSpore, covpool.data", "torch": "PyTorch DataLoader, Pillow", "decode": "decoding alone"}
 PACKAGES = ("mindspore", "torch", "numpy", "pillow")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -69,11 +69,11 @@ def write_images(folder: Path, count: int, height: int, width: int, quality: int
 
 def mindspore_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[bool], Iterable[Any]]:
     """Makes a pass over the files as training and evaluation do: a pipeline for each epoch."""
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
-    from src.data import create_dataset, open_source
-    from src.runtime.distributed import set_context
+    from covpool.data import create_dataset, open_source
+    from covpool.runtime.distributed import set_context
 
     set_context("GRAPH", "CPU")
     sources = {}
@@ -118,7 +118,7 @@ def torch_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[bool]
 
 def decoding_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[bool], Iterable[Any]]:
     """Makes a pass that decodes the files with the project's decoder, in threads."""
-    from src.data.decoding import load_image, open_image
+    from covpool.data.decoding import load_image, open_image
 
     files = sorted((folder / "train").glob("*/*.jpg")) * arguments.repeat
     shape = (3, arguments.image_size, arguments.image_size)

@@ -49,12 +49,12 @@ class MindSporeRuntime:
     """The steps that train.py and eval.py make, in graph mode."""
 
     def __init__(self, device: str, level: str, tf32: bool, tuned: bool) -> None:
-        from src.runtime.environment import prepare_environment
+        from covpool.runtime.environment import prepare_environment
 
         prepare_environment(device)
         import mindspore as ms
 
-        from src.runtime.distributed import set_context
+        from covpool.runtime.distributed import set_context
 
         set_context("GRAPH", device)
         if device == "GPU":
@@ -86,7 +86,7 @@ class MindSporeRuntime:
 
     def pooling(self, name: str, d: int, batch: int) -> tuple[Block, Block]:
         """Blocks of forward and backward passes, and of forward passes, of a pooling alone."""
-        from src.pooling import create_pooling
+        from covpool.pooling import create_pooling
 
         cell = create_pooling(name, d)
         values, cotangent = data(batch, d)

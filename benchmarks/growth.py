@@ -47,13 +47,13 @@ def depth(network: str) -> int:
 
 def train(connection: Connection, point: dict[str, Any], pooling: str, steps: int) -> None:
     """Send the seconds of each step, the peak of memory beyond the process before, and the classifier's share."""
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
     import mindspore as ms
 
     from benchmarks.network import batch_of, training_step
-    from src.runtime.distributed import set_context
+    from covpool.runtime.distributed import set_context
 
     set_context("GRAPH", "CPU")
     ms.set_seed(0)

@@ -42,13 +42,13 @@ def images(batch: int, size: int) -> np.ndarray:
 
 def prepare(connection: Connection, folder: Path, name: str, pooling: str, size: int) -> None:
     """Write both files and the weights of a freshly initialised network; send what the check of the files says."""
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
     import mindspore as ms
 
-    from src.export import export_network
-    from src.models import create_model
+    from covpool.export import export_network
+    from covpool.models import create_model
 
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(0)
@@ -61,12 +61,12 @@ def prepare(connection: Connection, folder: Path, name: str, pooling: str, size:
 
 def exported(path: Path) -> Callable[[np.ndarray], Run]:
     """A runner of an exported file."""
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
     import mindspore as ms
 
-    from src.export import open_exported
+    from covpool.export import open_exported
 
     ms.set_context(mode=ms.GRAPH_MODE)
     model = open_exported(path)

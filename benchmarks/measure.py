@@ -28,8 +28,8 @@ from typing import Any, Callable
 
 import numpy as np
 
-from src.runtime.command import new_parser
-from src.runtime.environment import available_cores
+from covpool.runtime.command import new_parser
+from covpool.runtime.environment import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = available_cores()

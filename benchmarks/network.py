@@ -55,13 +55,13 @@ def training_model(
     """The `Model` that train.py would train, and its network."""
     from mindspore.train import Model
 
-    from src.kernels import apply_cpu_kernels
-    from src.models import create_model
-    from src.training.losses import LabelSmoothingCrossEntropy
-    from src.training.mixed_precision import apply_amp_level
-    from src.training.optimizers import build_optimizer
-    from src.training.precision import loss_scale_manager, optimizer_loss_scale
-    from src.training.reduction import reduce_in_order
+    from covpool.kernels import apply_cpu_kernels
+    from covpool.models import create_model
+    from covpool.training.losses import LabelSmoothingCrossEntropy
+    from covpool.training.mixed_precision import apply_amp_level
+    from covpool.training.optimizers import build_optimizer
+    from covpool.training.precision import loss_scale_manager, optimizer_loss_scale
+    from covpool.training.reduction import reduce_in_order
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)
     apply_cpu_kernels(network, cpu_kernels)
@@ -109,12 +109,12 @@ def save_weights(network: Any, path: Path) -> None:
 
 def mindspore_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], float], Callable[[], np.ndarray]]:
     """A training step that gives its loss, and an evaluation that gives logits; writes the initial weights."""
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
     import mindspore as ms
 
-    from src.runtime.distributed import set_context
+    from covpool.runtime.distributed import set_context
 
     set_context("GRAPH", "CPU")
     ms.set_seed(0)

@@ -73,14 +73,14 @@ def gradient_step(pooling: Any) -> Any:
 
 def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, bool], Run]:
     """Makes runs of the project's poolings in graph mode: `(name, d, batch, training) -> run`."""
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
     import mindspore as ms
     from mindspore import nn
 
-    from src.kernels import apply_cpu_kernels
-    from src.pooling import create_pooling
+    from covpool.kernels import apply_cpu_kernels
+    from covpool.pooling import create_pooling
 
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=threads)
 
@@ -247,7 +247,7 @@ def measure_memory(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, write the three files."""
-    from src.pooling import list_poolings
+    from covpool.pooling import list_poolings
 
     parser = arguments_of(__doc__)
     parser.add_argument("--poolings", nargs="+", default=list_poolings(), choices=list_poolings())

@@ -33,7 +33,7 @@ class Passes:
     """Epochs of a tiny training."""
 
     def __init__(self, steps: int, folder: Path) -> None:
-        from src.runtime.environment import prepare_environment
+        from covpool.runtime.environment import prepare_environment
 
         prepare_environment()
         import mindspore as ms
@@ -41,11 +41,11 @@ class Passes:
         from mindspore import nn
         from mindspore.train import Model
 
-        from src.runtime.distributed import set_context
-        from src.training.optimizers import build_optimizer
+        from covpool.runtime.distributed import set_context
+        from covpool.training.optimizers import build_optimizer
 
-        logging.getLogger("src").setLevel(logging.INFO)
-        logging.getLogger("src").addHandler(logging.StreamHandler(io.StringIO()))
+        logging.getLogger("covpool").setLevel(logging.INFO)
+        logging.getLogger("covpool").addHandler(logging.StreamHandler(io.StringIO()))
         set_context("GRAPH", "CPU")
         ms.set_seed(0)
         self.steps, self.folder = steps, folder
@@ -57,9 +57,9 @@ class Passes:
 
     def run(self, way: str, interval: int) -> float:
         """Seconds per step."""
-        from src.training.interruption import StepBoundary
-        from src.training.progress import StepProgress
-        from src.training.run_folder import RunFolder
+        from covpool.training.interruption import StepBoundary
+        from covpool.training.progress import StepProgress
+        from covpool.training.run_folder import RunFolder
 
         callbacks: list[Any] = []
         with contextlib.redirect_stderr(io.StringIO()):  # where tqdm writes

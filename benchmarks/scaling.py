@@ -6,7 +6,7 @@ Three jobs take turns, a step each: one process that computes the whole batch wi
 half of it each and reduce their gradients, as `mpirun -n 2 python train.py` does; and two processes on the same halves
 that do not talk. The third shows what splitting costs without communication, the difference to the second is what
 communication costs. The all-reduce of the same gradients is measured alone as well, and put into the formulas of
-`src/analysis/scaling.py`. Jobs wait without using the processor while another one works.
+`src/covpool/research/scaling.py`. Jobs wait without using the processor while another one works.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ REDUCTIONS = 5
 def job(owner: int, folder: Path, kind: str, batch: int, size: int, *network: str) -> None:
     """One process of a job: builds the step, then measures what the files in ``folder`` ask for, while owner lives."""
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
-    from src.runtime.environment import prepare_environment
+    from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
-    from src.runtime.distributed import World, leave, session
+    from covpool.runtime.distributed import World, leave, session
 
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     if kind == "ranks":
         with session(run_distribute=True, device_num=2) as world:
             steps(folder, kind, world, rank, batch // 2, size, *network)
         leave(0)
-    from src.runtime.distributed import set_context
+    from covpool.runtime.distributed import set_context
 
     set_context("GRAPH", "CPU")
     steps(folder, kind, World(), rank, batch if kind == "one" else batch // 2, size, *network)
@@ -85,7 +85,7 @@ def reduction(network: Any) -> Any:
     """The all-reduce of a network's gradients alone, one by one as on CPU."""
     import mindspore as ms
 
-    from src.training.reduction import OrderedMean
+    from covpool.training.reduction import OrderedMean
 
     reduce = OrderedMean(2)
     values = tuple(ms.Tensor(np.zeros(p.shape, np.float32)) for p in network.trainable_params())
@@ -194,9 +194,9 @@ def compare(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
 
 def predicted(arguments: argparse.Namespace, batch: int, compute: float, reduce: float) -> list[float]:
     """Speed of two ranks over that without communication, by formula: overlapped and serial all-reduce."""
-    from src.analysis.scaling import OPERATIONS_PER_MULTIPLY_ADD, TRAINING_PASSES, Machine, allreduce_bytes, predict
-    from src.models import create_model
-    from src.training.reduction import gradient_sizes
+    from covpool.models import create_model
+    from covpool.research.scaling import OPERATIONS_PER_MULTIPLY_ADD, TRAINING_PASSES, Machine, allreduce_bytes, predict
+    from covpool.training.reduction import gradient_sizes
 
     network = create_model(arguments.network, pooling=arguments.pooling)
     sizes = [size for _, size in gradient_sizes(network.trainable_params())][::-1]

@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from src.errors import UserError
-from src.runtime.command import new_parser
-from src.runtime.signals import StopRequest
-from src.study.runner import run_study, states
-from src.study.runs import State
-from src.study.spec import Run, Study, read_study
-from src.study.summary import markdown, write_summary
+from covpool.errors import UserError
+from covpool.research.study.runner import run_study, states
+from covpool.research.study.runs import State
+from covpool.research.study.spec import Run, Study, read_study
+from covpool.research.study.summary import markdown, write_summary
+from covpool.runtime.command import new_parser
+from covpool.runtime.signals import StopRequest
 
 
 def clock(seconds: float) -> str:
@@ -35,7 +35,7 @@ def clock(seconds: float) -> str:
 
 def write_results(study: Study, known: dict[Run, State], output: Path) -> str:
     """Write tables and plot; the Markdown table."""
-    from src.study import plots  # here: NumPy's threads must not start before signals are received
+    from covpool.research.study import plots  # here: NumPy's threads must not start before signals are received
 
     groups = write_summary(study, known, output)
     plots.plot_study(study, known, output / "curves.png")

@@ -1,6 +1,6 @@
 """The poolings in PyTorch, eager mode, written to be fast: the peer that `benchmarks/pooling.py` compares with.
 
-Every function maps `(N, d, M)` features to `(N, d(d+1)/2)`, float32, as `src/pooling` does for `(N, d, H, W)`. What the
+Every function maps `(N, d, M)` features to `(N, d(d+1)/2)`, float32, as `covpool.pooling` does for (N, d, H, W). What
 eager mode gains from is used: fused multiply-adds (`baddbmm`), `index_select`, hand-written backward functions where
 they save passes, and no host synchronisation.
 """

@@ -16,18 +16,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from tqdm import tqdm
 
-from src.data.check import Report, check_image_folder
-from src.data.image_list import write_image_list
-from src.data.inspection import Finding
-from src.data.sources import SPLITS, open_source
-from src.data.usable import usable
-from src.errors import UserError
-from src.runtime.command import new_parser
-from src.runtime.files import write_json
+from covpool.data.check import Report, check_image_folder
+from covpool.data.image_list import write_image_list
+from covpool.data.inspection import Finding
+from covpool.data.sources import SPLITS, open_source
+from covpool.data.usable import usable
+from covpool.errors import UserError
+from covpool.runtime.command import new_parser
+from covpool.runtime.files import write_json
 
 FOLDERS = ("image_folder", "imagenet2012", "imagenet")
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.errors import UserError
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.cuda import INSTALL, activation_variables, find_wheels, wheels_problem
-from src.runtime.devices import DEVICES, check_device
+from covpool.errors import UserError
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.cuda import INSTALL, activation_variables, find_wheels, wheels_problem
+from covpool.runtime.devices import DEVICES, check_device
 
 
 @reports_errors

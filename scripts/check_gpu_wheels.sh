@@ -34,7 +34,7 @@ import os
 import sys
 from pathlib import Path
 
-from src.runtime import cuda
+from covpool.runtime import cuda
 
 wheels = cuda.find_wheels()
 if wheels.missing:
@@ -61,8 +61,8 @@ END
 cat > choose.py <<'END'
 import sys
 
-from src.errors import UserError
-from src.runtime import cuda
+from covpool.errors import UserError
+from covpool.runtime import cuda
 
 cuda.DRIVER = sys.argv[1]
 try:
@@ -97,7 +97,7 @@ else
 
     echo "3. a stand-in for the driver"
     functions=$(nm -D --undefined-only "$("$python" -c '
-from src.runtime import cuda
+from covpool.runtime import cuda
 print(cuda.mindspore_folder() / cuda.GPU_PLUGIN)')" | awk '$2 ~ /^cu[A-Z]/ { print $2 }' | sort -u | grep -vE '^cu(blas|dnn|rand|fft|sparse|solver)|^cuda' || true)
     for name in cuInit $functions; do
         echo "int $name(void) { return 100; }" # CUDA_ERROR_NO_DEVICE

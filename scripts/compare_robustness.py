@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.errors import UserError
-from src.robustness.metrics import relative_errors
-from src.robustness.plot import plot_groups
-from src.runtime.command import named_paths, new_parser, reports_errors
-from src.study.summary import spread, spread_text
+from covpool.errors import UserError
+from covpool.research.robustness.metrics import relative_errors
+from covpool.research.robustness.plot import plot_groups
+from covpool.research.study.summary import spread, spread_text
+from covpool.runtime.command import named_paths, new_parser, reports_errors
 
 
 @reports_errors

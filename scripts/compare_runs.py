@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.analysis.compare import comparison_table, plot_comparison, read_epochs
-from src.runtime.command import reports_errors
+from covpool.research.compare_runs import comparison_table, plot_comparison, read_epochs
+from covpool.runtime.command import reports_errors
 
 
 @reports_errors

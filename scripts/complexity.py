@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.errors import UserError
-from src.runtime.environment import prepare_environment
+from covpool.errors import UserError
+from covpool.runtime.environment import prepare_environment
 
 
 def main() -> int:
@@ -25,9 +25,9 @@ def main() -> int:
     parser.add_argument("--num_classes", type=int, default=1000, help="outputs of the classifier")
     arguments = parser.parse_args()
     prepare_environment()
-    from src.analysis.complexity import table
-    from src.models import list_models
-    from src.pooling import list_poolings
+    from covpool.models import list_models
+    from covpool.pooling import list_poolings
+    from covpool.research.complexity import table
 
     sizes = {key: getattr(arguments, key) for key in ("image_size", "reduction_dim", "num_classes")}
     try:

@@ -12,11 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.config import Config, load_config
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.environment import prepare_environment
+from covpool.config import Config, load_config
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.environment import prepare_environment
 
 
 @reports_errors
@@ -47,8 +47,8 @@ def convert(arguments: argparse.Namespace, config: Config | None) -> None:
     prepare_environment()
     import mindspore as ms
 
-    from src.build import build_model
-    from src.conversion import convert_file
+    from covpool.build import build_model
+    from covpool.checkpoints import convert_file
 
     network = None
     if config is not None:

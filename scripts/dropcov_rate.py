@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.config import load_config
-from src.config.entry import open_session
-from src.runtime.command import named_paths, new_parser, reports_errors
-from src.runtime.files import write_json
+from covpool.config import load_config
+from covpool.config.entry import open_session
+from covpool.runtime.command import named_paths, new_parser, reports_errors
+from covpool.runtime.files import write_json
 
 
 @reports_errors
@@ -33,7 +33,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     named = named_paths(arguments.runs, "NAME=RUN[,RUN ...]")
     first = next(iter(named.values()))[0] / "config.yaml"
     with open_session(load_config(first)):
-        from src.study.dropcov_rate import plot_rates, rate_course
+        from covpool.research.study.dropcov_rate import plot_rates, rate_course
 
         courses = {
             name: [rate_course(run, arguments.batches, arguments.data_path) for run in runs]

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from tqdm import tqdm
 
-from src.config import Config, load_config
-from src.config.entry import open_session
-from src.data import open_source, steps_per_epoch
-from src.errors import UserError
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.files import write_json
-from src.study.summary import spread, spread_text
+from covpool.config import Config, load_config
+from covpool.config.entry import open_session
+from covpool.data import open_source, steps_per_epoch
+from covpool.errors import UserError
+from covpool.research.study.summary import spread, spread_text
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.files import write_json
 
 Records = list[dict[str, float]]  # of the probed steps
 
@@ -55,7 +55,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _records(config: Config, path: Path, every: int) -> Records:
     """Measure, or read what was measured."""
-    from src.analysis.landscape import band_widths, read_records, record_landscape
+    from covpool.research.landscape import band_widths, read_records, record_landscape
 
     settings = {**config.to_dict(), "every": every}
     if path.is_file():
@@ -77,7 +77,7 @@ def _records(config: Config, path: Path, every: int) -> Records:
 
 
 def _finish(runs: dict[str, list[Records]], name: str, path: Path) -> None:
-    from src.analysis.landscape import band_widths, mean_records, plot_landscape
+    from covpool.research.landscape import band_widths, mean_records, plot_landscape
 
     print("| pooling | n | probed steps | mean width of the loss band | mean width of the gradient band |")
     print("| --- | --- | --- | --- | --- |")

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from tqdm import tqdm
 
-from src.robustness.severities import CORRUPTIONS, SCALES, SEVERITIES
-from src.robustness.tree import Plan, list_images, write_tree
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.environment import available_cores
+from covpool.research.robustness.severities import CORRUPTIONS, SCALES, SEVERITIES
+from covpool.research.robustness.tree import Plan, list_images, write_tree
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.environment import available_cores
 
 
 @reports_errors

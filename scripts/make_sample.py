@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from src.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
-from src.errors import UserError
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.files import whole_folder
+from covpool.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
+from covpool.errors import UserError
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.files import whole_folder
 
 README = """# Fashion-MNIST, a small sample
 

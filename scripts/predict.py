@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.runtime.command import reports_errors
-from src.runtime.environment import prepare_environment
+from covpool.runtime.command import reports_errors
+from covpool.runtime.environment import prepare_environment
 
 
 @reports_errors
@@ -25,8 +25,8 @@ def main() -> int:
     if args.top < 1 or args.batch_size < 1:
         parser.error("--top and --batch_size must be at least 1")
     prepare_environment()
-    from src.export import find_images, open_exported, predict
-    from src.runtime.distributed import set_context
+    from covpool.export import find_images, open_exported, predict
+    from covpool.runtime.distributed import set_context
 
     images = find_images(args.images)
     # ONNX Runtime chooses its device by itself; MindSpore then prepares the images alone.

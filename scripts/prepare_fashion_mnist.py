@@ -24,15 +24,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from PIL import Image
 from tqdm import tqdm
 
-from src.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
-from src.errors import UserError
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.files import whole_folder
+from covpool.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
+from covpool.errors import UserError
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.files import whole_folder
 
 AUTHORS_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"

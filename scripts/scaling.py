@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from src.errors import UserError
-from src.runtime.command import new_parser
-from src.runtime.environment import prepare_environment
+from covpool.errors import UserError
+from covpool.runtime.command import new_parser
+from covpool.runtime.environment import prepare_environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image_bytes", type=float, help="mean size of an image file; default: ImageNet's")
     arguments = parser.parse_args(argv)
     prepare_environment()
-    from src.analysis.complexity import measure
-    from src.analysis.scaling import IMAGENET_IMAGE_BYTES, Machine, predict, table
-    from src.models import create_model
-    from src.training.reduction import classifier_share, gradient_sizes, reduction_groups
+    from covpool.models import create_model
+    from covpool.research.complexity import measure
+    from covpool.research.scaling import IMAGENET_IMAGE_BYTES, Machine, predict, table
+    from covpool.training.reduction import classifier_share, gradient_sizes, reduction_groups
 
     try:
         network = create_model(

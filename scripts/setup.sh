@@ -26,5 +26,6 @@ wanted=$(cat requirements.txt "$requirements")
 if [ ! -f "$mark" ] || [ "$(cat "$mark")" != "$wanted" ]; then
     echo "installing $requirements (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
     printf '%s\n' "$wanted" > "$mark"
 fi

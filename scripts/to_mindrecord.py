@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from tqdm import tqdm
 
-from src.data.image_folder import open_image_folder
-from src.data.mindrecord import pack_image_folder
-from src.data.sources import SPLITS
-from src.errors import UserError
-from src.runtime.command import new_parser, reports_errors
-from src.runtime.files import whole_folder
+from covpool.data.image_folder import open_image_folder
+from covpool.data.mindrecord import pack_image_folder
+from covpool.data.sources import SPLITS
+from covpool.errors import UserError
+from covpool.runtime.command import new_parser, reports_errors
+from covpool.runtime.files import whole_folder
 
 
 @reports_errors

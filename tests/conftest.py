@@ -9,16 +9,14 @@ let them use TF32, whose ten bits are far from the tolerances of these tests.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from covpool.errors import UserError
+from covpool.runtime.environment import prepare_environment
 
-from src.errors import UserError  # noqa: E402
-from src.runtime.environment import prepare_environment  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
     if device != "CPU":
-        from src.runtime.distributed import exact_convolutions, set_context
+        from covpool.runtime.distributed import exact_convolutions, set_context
 
         set_context("GRAPH", device)
         exact_convolutions()

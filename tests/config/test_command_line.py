@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from src.config import Config, ConfigError
-from src.config.command_line import parse_args
-from src.config.entry import run_entry_point
-from src.config.schema import options
-from src.errors import UserError
+from covpool.config import Config, ConfigError
+from covpool.config.command_line import parse_args
+from covpool.config.entry import run_entry_point
+from covpool.config.schema import options
+from covpool.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,5 +125,5 @@ def test_success_and_own_exit_codes(file):
 
 
 def test_the_package_does_not_load_mindspore():
-    code = "import sys, src.config.entry, src.config.modelarts; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, covpool.config.entry, covpool.config.modelarts; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -7,9 +7,9 @@ import stat
 
 import pytest
 
-from src.config import Config, ConfigError, load_config
-from src.config.legacy import IGNORED, SYNONYMS
-from src.config.schema import options
+from covpool.config import Config, ConfigError, load_config
+from covpool.config.legacy import IGNORED, SYNONYMS
+from covpool.config.schema import options
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ save_graphs: "Whether save graphs during training, default: False."
 
 
 def test_files_of_the_ports_load_with_one_warning(write, caplog):
-    with caplog.at_level(logging.WARNING, logger="src.config"):
+    with caplog.at_level(logging.WARNING, logger="covpool.config"):
         config = load_config(write(LEGACY), ["--parameter_server=False", "--num_classes=1000"])
     assert config == Config(
         output_path="../outputs",

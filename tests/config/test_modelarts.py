@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from src.config import Config, ConfigError
-from src.config.modelarts import download, synchronised, upload
-from src.errors import UserError
+from covpool.config import Config, ConfigError
+from covpool.config.modelarts import download, synchronised, upload
+from covpool.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,8 +99,8 @@ def test_empty_urls_copy_nothing(store):
 def test_ranks_of_a_node_share_one_copy_and_the_next_job_copies_anew(store):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from src.config import load_config\n"
-        "from src.config.modelarts import download\n"
+        "from covpool.config import load_config\n"
+        "from covpool.config.modelarts import download\n"
         "config = download(load_config(sys.argv[2]))\n"
         "open(config.data_path + '/train/a/1.png').close()\n"
     )

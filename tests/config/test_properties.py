@@ -10,10 +10,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from src.config import Config, ConfigError, load_config
-from src.config.command_line import parse_args
-from src.config.legacy import IGNORED, SYNONYMS
-from src.config.schema import options
+from covpool.config import Config, ConfigError, load_config
+from covpool.config.command_line import parse_args
+from covpool.config.legacy import IGNORED, SYNONYMS
+from covpool.config.schema import options
 
 PROPERTY = settings(deadline=None, max_examples=150)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src.config import load_config
-from src.config.reference import render
+from covpool.config import load_config
+from covpool.config.reference import render
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "config").glob("*.yaml"))

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from src.config.schema import Config, options
-from src.config.values import check, closest, resolve
-from src.errors import ConfigError
+from covpool.config.schema import Config, options
+from covpool.config.values import check, closest, resolve
+from covpool.errors import ConfigError
 
 
 @pytest.mark.parametrize(

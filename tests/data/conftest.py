@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covpool.data import ArraySource, array_source
 from scripts import check_dataset
-from src.data import ArraySource, array_source
 from tests.data.image_files import PIXELS, encoded
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from src.data.decoding import decode_image
+from covpool.data.decoding import decode_image
 
 PIXELS = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30))

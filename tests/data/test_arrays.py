@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data import array_source, open_source
-from src.data.fashion_mnist import read_idx
-from src.errors import UserError
+from covpool.data import array_source, open_source
+from covpool.data.fashion_mnist import read_idx
+from covpool.errors import UserError
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from src.data import create_dataset, open_source, pipeline_error
-from src.data import decoding as decoding_module
-from src.data.decoding import printable
-from src.errors import UserError
+from covpool.data import create_dataset, open_source, pipeline_error
+from covpool.data import decoding as decoding_module
+from covpool.data.decoding import printable
+from covpool.errors import UserError
 from tests.data.image_files import PIXELS, animated, decoded, encoded, png_of_sixteen_bits
 
 
@@ -137,8 +137,8 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TRAIN = """
 import sys
-from src.data import create_dataset, open_source, pipeline_errors
-from src.errors import UserError
+from covpool.data import create_dataset, open_source, pipeline_errors
+from covpool.errors import UserError
 source = open_source("image_folder", sys.argv[1], "train")
 dataset = create_dataset(source, training=True, image_size=16, batch_size=4)
 try:

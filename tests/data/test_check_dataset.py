@@ -11,7 +11,7 @@ from typing import Callable
 
 import pytest
 
-from src.data import open_source
+from covpool.data import open_source
 from tests.data.image_files import PIXELS, animated, encoded
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_dataset.py"
@@ -84,9 +84,9 @@ def test_gray_and_progressive_images_are_not_worth_a_note(check: Callable, folde
 
 def test_huge_images(check: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "train" / "cat" / "x.bmp").write_bytes(encoded("BMP"))
-    monkeypatch.setattr("src.data.inspection.MAX_PIXELS", 1300)
+    monkeypatch.setattr("covpool.data.inspection.MAX_PIXELS", 1300)
     assert check()[2] == [("large", "train/cat/x.bmp", "40 x 30 pixels take 0 MiB decoded")]
-    monkeypatch.setattr("src.data.decoding.MAX_PIXELS", 1100)
+    monkeypatch.setattr("covpool.data.decoding.MAX_PIXELS", 1100)
     assert check()[:2] == (1, [("too large", "train/cat/x.bmp", "40 x 30 pixels, at most 1100 are read")])
 
 

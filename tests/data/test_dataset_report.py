@@ -13,8 +13,8 @@ from typing import Callable
 import numpy as np
 import pytest
 
+from covpool.data import open_source, usable
 from scripts.check_dataset import main
-from src.data import open_source, usable
 from tests.data.image_files import PIXELS, encoded
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_dataset.py"

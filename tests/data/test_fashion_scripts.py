@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covpool.data import open_source
+from covpool.data.fashion_mnist import CLASS_NAMES
 from scripts import make_sample, prepare_fashion_mnist
-from src.data import open_source
-from src.data.fashion_mnist import CLASS_NAMES
 
 
 def idx(values: np.ndarray) -> bytes:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import create_dataset, open_source, pipeline_error
-from src.errors import UserError
+from covpool.data import create_dataset, open_source, pipeline_error
+from covpool.errors import UserError
 
 PHOTO = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30))

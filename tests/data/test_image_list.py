@@ -7,9 +7,9 @@ from typing import Any, Callable
 
 import pytest
 
-from src.data import open_source
-from src.data.image_list import format_line, read_image_list, write_image_list
-from src.errors import UserError
+from covpool.data import open_source
+from covpool.data.image_list import format_line, read_image_list, write_image_list
+from covpool.errors import UserError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import create_dataset, open_source
-from src.data.decoding import EXTENSIONS
+from covpool.data import create_dataset, open_source
+from covpool.data.decoding import EXTENSIONS
 from tests.data.image_files import animated, decoded, encoded, png_of_sixteen_bits
 
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}

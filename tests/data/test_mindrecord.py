@@ -8,12 +8,12 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from covpool.config import Config
+from covpool.data import create_dataset, mindrecord, open_source
+from covpool.data.image_folder import open_image_folder
+from covpool.data.mindrecord import open_mindrecord, pack_image_folder
+from covpool.errors import UserError
 from scripts import to_mindrecord
-from src.config import Config
-from src.data import create_dataset, mindrecord, open_source
-from src.data.image_folder import open_image_folder
-from src.data.mindrecord import open_mindrecord, pack_image_folder
-from src.errors import UserError
 
 COUNTS = {"train": {"a": 9, "it's b": 7, "ü": 8}, "val": {"a": 3, "ü": 4}}
 

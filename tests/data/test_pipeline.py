@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import (
+from covpool.data import (
     create_dataset,
     epoch_order,
     evaluation_indices,
@@ -15,8 +15,8 @@ from src.data import (
     steps_per_epoch,
     training_positions,
 )
-from src.data.transforms import augmentation_draws, random_crop_box
-from src.errors import UserError
+from covpool.data.transforms import augmentation_draws, random_crop_box
+from covpool.errors import UserError
 
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # pixel values 0 to 255 come out
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data import transforms
-from src.data.transforms import augmentation_draws, flip_horizontally, random_crop_box, random_shift
+from covpool.data import transforms
+from covpool.data.transforms import augmentation_draws, flip_horizontally, random_crop_box, random_shift
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import create_dataset, open_source, steps_per_epoch, usable
-from src.errors import UserError
+from covpool.data import create_dataset, open_source, steps_per_epoch, usable
+from covpool.errors import UserError
 
 
 def encoded(kind: str, value: int = 0) -> bytes:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from src.config import load_config
+from covpool.config import load_config
 
 CHECK = """
 import numpy as np
-from src.pooling import list_poolings
+from covpool.pooling import list_poolings
 
 ms.set_context(mode=ms.GRAPH_MODE)
 assert "correlation" in list_poolings()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.evaluation import count_batch, evaluate
-from src.runtime.distributed import World
+from covpool.evaluation import count_batch, evaluate
+from covpool.runtime.distributed import World
 
 
 def naive(logits: np.ndarray, labels: np.ndarray, classes: int) -> tuple[list[int], list[int], float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from src.evaluation.pace import Pace
+from covpool.evaluation.pace import Pace
 
 
 def slow(count: int, seconds: float) -> Iterator[int]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.data import open_source
-from src.export.run import transformed
-from src.models import create_model
-from src.models.classifier import ImageClassifier, batch_norm, convolution
+from covpool.data import open_source
+from covpool.export.run import transformed
+from covpool.models import create_model
+from covpool.models.classifier import ImageClassifier, batch_norm, convolution
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data" / "fashion_mnist_sample"
 

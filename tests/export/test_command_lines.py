@@ -10,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
-from src.checkpoints import save_checkpoint
+from covpool.checkpoints.format import save_checkpoint
 from tests.export.conftest import SAMPLE, small
 
 OVERRIDES = ["--base_width=8", "--reduction_dim=16", "--class_num=10", "--net_name=resnet10", "--stem=small"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.export import export_network
+from covpool.export import export_network
 from tests.export.conftest import tiny, transform
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from mindspore import nn
 
-from src.errors import UserError
-from src.export import fold_batch_norm
-from src.pooling import list_poolings
+from covpool.errors import UserError
+from covpool.export import fold_batch_norm
+from covpool.pooling import list_poolings
 from tests.export.conftest import lively, small, tiny
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")

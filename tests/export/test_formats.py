@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.errors import UserError
-from src.export import FORMATS, export_network, open_exported
-from src.export import mindir as mindir_module
-from src.export import run as run_module
-from src.pooling import list_poolings, pooling_info
-from src.pooling.matrix_functions import SpectralPooling
+from covpool.errors import UserError
+from covpool.export import FORMATS, export_network, open_exported
+from covpool.export import mindir as mindir_module
+from covpool.export import run as run_module
+from covpool.pooling import list_poolings, pooling_info
+from covpool.pooling.matrix_functions import SpectralPooling
 from tests.export.conftest import Tiny, lively, small, tiny, transform
 
 ABOUT = {"class_names": ["Bär", "b", "c d", "日"], "transform": transform(24, 32)}

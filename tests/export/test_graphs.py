@@ -11,12 +11,12 @@ import onnx
 import pytest
 from mindspore import nn, ops
 
-from src.errors import UserError
-from src.export import export_network, fold_batch_norm
-from src.export.formats import FORMATS
-from src.export.mindir_graph import Graph, Name, read_graph
-from src.export.onnx_file import write_onnx
-from src.pooling import list_poolings
+from covpool.errors import UserError
+from covpool.export import export_network, fold_batch_norm
+from covpool.export.formats import FORMATS
+from covpool.export.mindir_graph import Graph, Name, read_graph
+from covpool.export.onnx_file import write_onnx
+from covpool.pooling import list_poolings
 from tests.export.conftest import small, tiny, transform
 
 ABOUT = {"class_names": ["a", "b"], "transform": transform(24, 32)}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.errors import UserError
-from src.export import FORMATS, ExportedModel, export_network, find_images, open_exported, predict
+from covpool.errors import UserError
+from covpool.export import FORMATS, ExportedModel, export_network, find_images, open_exported, predict
 from tests.export.conftest import SAMPLE, tiny, transform
 
 NAMES = ["first", "second", "third", "fourth"]

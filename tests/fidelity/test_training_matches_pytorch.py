@@ -16,12 +16,12 @@ import pytest
 import torch  # after mindspore: both bring an OpenMP runtime
 from mindspore import nn
 
-from src.conversion import convert_state_dict, load_into, to_pytorch
-from src.models import create_model
-from src.models.classifier import batch_norm
-from src.training.losses import LabelSmoothingCrossEntropy
-from src.training.optimizers import build_optimizer
-from src.training.schedules import learning_rates
+from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
+from covpool.models import create_model
+from covpool.models.classifier import batch_norm
+from covpool.training.losses import LabelSmoothingCrossEntropy
+from covpool.training.optimizers import build_optimizer
+from covpool.training.schedules import learning_rates
 from tests.fidelity.pytorch_twin import TwinResNet
 
 EPOCHS, STEPS, BATCH, SIZE, CLASSES = 4, 5, 16, 32, 10

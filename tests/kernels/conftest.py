@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.kernels.library import compile_kernels, set_threads
+from covpool.kernels.library import compile_kernels, set_threads
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.errors import UserError
-from src.kernels import apply_cpu_kernels, compile_kernels
-from src.kernels.library import set_threads, threads_of_process
-from src.models import create_model
-from src.training.optimizers import build_optimizer
+from covpool.errors import UserError
+from covpool.kernels import apply_cpu_kernels, compile_kernels
+from covpool.kernels.library import set_threads, threads_of_process
+from covpool.models import create_model
+from covpool.training.optimizers import build_optimizer
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
-from src.models.classifier import batch_norm
+from covpool.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
+from covpool.models.classifier import batch_norm
 
 
 def norms(library: Path, channels: int) -> tuple[nn.BatchNorm2d, CompiledBatchNorm2d]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from mindspore import nn
 
-from src.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
-from src.kernels.library import set_threads
-from src.models.classifier import convolution
+from covpool.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
+from covpool.kernels.library import set_threads
+from covpool.models.classifier import convolution
 
 # images, input channels, output channels, height, width
 SHAPES = [

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.kernels import apply_cpu_kernels
-from src.kernels.covariance import CompiledCentre, CompiledSymmetricVector
-from src.pooling import create_pooling, list_poolings
-from src.pooling.covariance import Centre, GramVector, SymmetricVector, vector_length
+from covpool.kernels import apply_cpu_kernels
+from covpool.kernels.covariance import CompiledCentre, CompiledSymmetricVector
+from covpool.pooling import create_pooling, list_poolings
+from covpool.pooling.covariance import Centre, GramVector, SymmetricVector, vector_length
 from tests.pooling.reference import features, gradient, gradients, relative_error
 
 WIDTHS = [1, 2, 3, 16, 33, 130]

@@ -8,8 +8,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.kernels.element_wise import CompiledAffine, CompiledSignedRootL2
-from src.pooling.element_wise import Affine, SignedRootL2
+from covpool.kernels.element_wise import CompiledAffine, CompiledSignedRootL2
+from covpool.pooling.element_wise import Affine, SignedRootL2
 from tests.pooling.reference import gradient, gradients, relative_error
 
 SHAPES = [(2, 7), (3, 100), (40, 8256)]

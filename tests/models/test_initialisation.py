@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.models import create_model
+from covpool.models import create_model
 
 
 @pytest.fixture(scope="module")

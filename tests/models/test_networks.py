@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mindspore import nn, ops
 
-from src.models import create_model, list_models, register_model
-from src.pooling import UnknownNameError, list_poolings, pooling_info
-from tests.conversion.released import rule_images
+from covpool.models import create_model, list_models, register_model
+from covpool.pooling import UnknownNameError, list_poolings, pooling_info
+from tests.checkpoints.released import rule_images
 
 
 def small(name: str, pooling: str = "gcp", **args) -> nn.Cell:

@@ -8,9 +8,9 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.conversion import convert_state_dict, load_into
-from src.models import create_model
-from tests.conversion.released import rule_images, rule_state_dict
+from covpool.checkpoints import convert_state_dict, load_into
+from covpool.models import create_model
+from tests.checkpoints.released import rule_images, rule_state_dict
 
 POOLINGS = {"gap": "gap", "acd": "dropcov", "mpncov": "fast_mpn"}
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("resnet*.npz"))

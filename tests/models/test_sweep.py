@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.export import export_network, open_exported
-from src.models import create_model, list_models
-from src.pooling import list_poolings
+from covpool.export import export_network, open_exported
+from covpool.models import create_model, list_models
+from covpool.pooling import list_poolings
 
 # Each of these takes half a minute. One stands for all, the others are run with --all.
 DEEP = ("resnet101", "resnet152")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.pooling.counter_random import CounterUniform
+from covpool.pooling.counter_random import CounterUniform
 
 
 class Draw(nn.Cell):

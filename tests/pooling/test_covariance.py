@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.pooling.covariance import (
+from covpool.pooling.covariance import (
     CovarianceVector,
     Gram,
     GramVector,

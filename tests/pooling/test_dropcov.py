@@ -8,8 +8,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.pooling import create_pooling
-from src.pooling.dropcov import DropCov
+from covpool.pooling import create_pooling
+from covpool.pooling.dropcov import DropCov
 from tests.pooling import reference
 from tests.pooling.reference import directional_derivative, features, gradients, relative_error
 

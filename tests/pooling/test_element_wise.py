@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 
-from src.pooling.element_wise import SignedRootL2
+from covpool.pooling.element_wise import SignedRootL2
 from tests.pooling.reference import directional_derivative, gradient, l2, relative_error, ssqrt
 
 

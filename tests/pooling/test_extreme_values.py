@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.pooling import create_pooling, list_poolings
+from covpool.pooling import create_pooling, list_poolings
 from tests.pooling.reference import features
 
 CHANNELS = 16

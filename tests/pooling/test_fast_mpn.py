@@ -6,8 +6,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.pooling import create_pooling
-from src.pooling.newton_schulz import NewtonSchulz
+from covpool.pooling import create_pooling
+from covpool.pooling.newton_schulz import NewtonSchulz
 from tests.pooling import reference
 from tests.pooling.reference import directional_derivative, features, gradient, relative_error
 

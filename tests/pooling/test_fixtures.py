@@ -6,8 +6,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.pooling import create_pooling
-from src.pooling.covariance import centred
+from covpool.pooling import create_pooling
+from covpool.pooling.covariance import centred
 from tests.pooling.reference import cotangent, gradient, load, relative_error
 
 # Largest relative errors that float32 leaves here (value, gradient); the contract allows 1e-3 and 5e-3.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.pooling import create_pooling, list_poolings, pooling_info
+from covpool.pooling import create_pooling, list_poolings, pooling_info
 from tests.pooling import reference
 from tests.pooling.reference import directional_derivative, features, gradient, gradients, relative_error
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from src.pooling import UnknownNameError, create_pooling, list_poolings, pooling_info, register_pooling
-from src.pooling.plain import CovariancePooling
-from src.registry import Registry
+from covpool.pooling import UnknownNameError, create_pooling, list_poolings, pooling_info, register_pooling
+from covpool.pooling.plain import CovariancePooling
+from covpool.registry import Registry
 
 
 def test_names() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.pooling import create_pooling
-from src.pooling.covariance import centred
-from src.pooling.spectral import CovarianceEigen, Power, ScaledLog, ShiftedLog, SpectralFunction
+from covpool.pooling import create_pooling
+from covpool.pooling.covariance import centred
+from covpool.pooling.spectral import CovarianceEigen, Power, ScaledLog, ShiftedLog, SpectralFunction
 from tests.pooling import reference
 from tests.pooling.reference import directional_derivative, features, gradient, relative_error
 

@@ -9,7 +9,7 @@ from typing import Callable
 
 import pytest
 
-from src.runtime import cuda, devices
+from covpool.runtime import cuda, devices
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import ConfigError, UserError
-from src.runtime.command import named_paths, new_parser, reports_errors
+from covpool.errors import ConfigError, UserError
+from covpool.runtime.command import named_paths, new_parser, reports_errors
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ from typing import Any
 import mindspore as ms
 import pytest
 
-from src.runtime.distributed import exact_convolutions
-from src.runtime.environment import available_cores
+from covpool.runtime.distributed import exact_convolutions
+from covpool.runtime.environment import available_cores
 
 SCRIPT = """
 import os
 os.cpu_count = lambda: 16
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-from src.runtime.environment import prepare_environment
+from covpool.runtime.environment import prepare_environment
 prepare_environment()
 import mindspore as ms
 before = ms.get_context("runtime_num_threads")
-from src.runtime.distributed import set_context
+from covpool.runtime.distributed import set_context
 set_context("GRAPH", "CPU")
 print(before, ms.get_context("runtime_num_threads"))
 """

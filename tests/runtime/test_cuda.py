@@ -11,8 +11,8 @@ from typing import Any, Callable
 
 import pytest
 
-from src.errors import UserError
-from src.runtime import cuda, devices
+from covpool.errors import UserError
+from covpool.runtime import cuda, devices
 
 RELEASE = re.compile(r"Cuda compilation tools, release (\d+\.\d+),")
 
@@ -102,7 +102,9 @@ def test_preloaded_library_satisfies_later_requests(
     inner = compile_library("libinner.so.3", "a")
     outer = compile_library("libouter.so.2", "b", (inner,))
     plugin = compile_library("libplugin.so", "c", (outer,))
-    load = "import ctypes, sys; from src.runtime.cuda import preload; preload(sys.argv[2:]); ctypes.CDLL(sys.argv[1])"
+    load = (
+        "import ctypes, sys; from covpool.runtime.cuda import preload as p; p(sys.argv[2:]); ctypes.CDLL(sys.argv[1])"
+    )
     without = run_child(load, root, clean_env, plugin)
     assert without.returncode == 1
     assert "libouter.so.2: cannot open shared object file" in without.stderr
@@ -114,7 +116,7 @@ def test_preloaded_library_satisfies_later_requests(
 ACTIVATE = """
 import ctypes, os, sys
 from pathlib import Path
-from src.runtime import cuda
+from covpool.runtime import cuda
 driver, site, prefix, plugin = sys.argv[1:]
 cuda.DRIVER = driver
 found = cuda.find_wheels([site])
@@ -169,7 +171,7 @@ def test_mpi_of_the_environment_is_loaded_for_mindspore(root: Path, clean_env: d
     code = """
 import ctypes, sys
 from pathlib import Path
-from src.runtime.cuda import mindspore_folder, preload_mpi
+from covpool.runtime.cuda import mindspore_folder, preload_mpi
 preload_mpi(Path(sys.prefix))
 ctypes.CDLL(str(mindspore_folder() / "lib" / "libmpi_collective.so"))
 """

@@ -10,9 +10,9 @@ from typing import Callable
 
 import pytest
 
+from covpool.runtime import cuda, devices
+from covpool.runtime.devices import DeviceReport
 from scripts import check_device as command
-from src.runtime import cuda, devices
-from src.runtime.devices import DeviceReport
 
 
 def test_report_without_gpu(no_gpu: None) -> None:

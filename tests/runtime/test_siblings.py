@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 import psutil
 import pytest
 
-from src.runtime.siblings import follow_msrun
+from covpool.runtime.siblings import follow_msrun
 
 # As msrun starts a job: the scheduler, then each rank with a tail of its log. Ends when all have ended.
 MSRUN = """
@@ -35,8 +35,7 @@ if "True" in " ".join(sys.argv):
 """
 JOB = """
 import sys, time
-sys.path.insert(0, {root!r})
-from src.runtime.siblings import follow_msrun
+from covpool.runtime.siblings import follow_msrun
 if {delay}:
     time.sleep({delay})
 follow_msrun(grace=0.5)

@@ -16,7 +16,7 @@ from typing import Callable
 import psutil
 from road_commands import MPIRUN, ROOT, SMALL, Run
 
-from src.training.run_folder import RunFolder
+from covpool.training.run_folder import RunFolder
 
 TRAIN = (
     str(ROOT / "train.py"),

@@ -19,9 +19,9 @@ import pytest
 from mindspore import nn
 from road_commands import ROOT, SMALL, Run
 
-from src.checkpoints import read_checkpoint
-from src.training.run_folder import RunFolder
-from src.training.store import CheckpointStore, sha256
+from covpool.checkpoints.format import read_checkpoint
+from covpool.checkpoints.store import CheckpointStore, sha256
+from covpool.training.run_folder import RunFolder
 
 CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
@@ -117,16 +117,15 @@ def mounted_read_only(folder: Path) -> Iterator[None]:
 # Writes checkpoints of a small network until it is killed or fails; says each step that is saved.
 WRITER = """
 import resource, sys
-sys.path.insert(0, {root!r})
-from src.config.entry import run_entry_point
-from src.runtime.environment import prepare_environment
+from covpool.config.entry import run_entry_point
+from covpool.runtime.environment import prepare_environment
 prepare_environment()
 import mindspore as ms
 import numpy as np
 from pathlib import Path
 from mindspore import nn
-from src.training.optimizers import build_optimizer
-from src.training.store import CheckpointStore
+from covpool.training.optimizers import build_optimizer
+from covpool.checkpoints.store import CheckpointStore
 
 def main(config):
     net = nn.Dense(300, 200)

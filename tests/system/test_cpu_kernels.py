@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from road_commands import ROOT, SMALL, Run
 
-from src.training.run_folder import RunFolder
+from covpool.training.run_folder import RunFolder
 
 CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
 WIDE = ["--base_width=32", "--batch_size=8", "--cpu_kernels=compiled", "--log_interval=1"]

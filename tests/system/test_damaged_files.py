@@ -20,10 +20,10 @@ import pytest
 from mindspore import nn
 from road_commands import ROOT, Run, make_folder
 
-from src.checkpoints import save_checkpoint
-from src.config.entry import run_entry_point
-from src.export import export_network
-from src.models import create_model
+from covpool.checkpoints.format import save_checkpoint
+from covpool.config.entry import run_entry_point
+from covpool.export import export_network
+from covpool.models import create_model
 
 KEYS = {"net_name": "resnet10", "pooling": "gcp", "reduction_dim": 8, "class_num": 10, "stem": "small", "base_width": 4}
 OPTIONS = [f"--config_path={ROOT / 'config' / 'quickstart.yaml'}", *(f"--{k}={v}" for k, v in KEYS.items())]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from road_commands import MPIRUN, ROOT, SMALL, Run, make_folder
 
-from src.training.run_folder import RunFolder
+from covpool.training.run_folder import RunFolder
 
 CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
 TRAIN = ["train.py", CONFIG, *SMALL, "--output_path=run", "--epoch_size=1"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from road_commands import MPIRUN, ROOT, SMALL, Run
 
-from src.checkpoints import Checkpoint, read_checkpoint
-from src.training.run_folder import RunFolder
+from covpool.checkpoints.format import Checkpoint, read_checkpoint
+from covpool.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.world_size, pytest.mark.slow]
 EXACT = ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss", "num_samples")

@@ -8,9 +8,9 @@ import pytest
 from rank_jobs import TRAIN, UNDER_MPIRUN, Job, job, pause_while_saving, resumes, under_msrun
 from road_commands import Run
 
-from src.checkpoints import read_checkpoint
-from src.training.run_folder import RunFolder
-from src.training.store import CheckpointStore
+from covpool.checkpoints.format import read_checkpoint
+from covpool.checkpoints.store import CheckpointStore
+from covpool.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.world_size
 

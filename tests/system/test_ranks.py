@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from road_commands import MPIRUN, ROOT, SMALL, Run, make_folder
 
-from src.training.run_folder import RunFolder
+from covpool.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.world_size
 CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from road_commands import ROOT, SMALL, Run
 
-from src.checkpoints import read_checkpoint
-from src.config import load_config
-from src.training.run_folder import RunFolder
+from covpool.checkpoints.format import read_checkpoint
+from covpool.config import load_config
+from covpool.training.run_folder import RunFolder
 
 CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
 

@@ -16,8 +16,8 @@ import pytest
 from rank_jobs import pause_while_saving
 from road_commands import MPIRUN, ROOT, SMALL, Run
 
-from src.training.run_folder import RunFolder
-from src.training.store import CheckpointStore
+from covpool.checkpoints.store import CheckpointStore
+from covpool.training.run_folder import RunFolder
 
 OPTIONS = (f"--config_path={ROOT / 'config' / 'quickstart.yaml'}", *SMALL, "--output_path=run", "--log_interval=1")
 

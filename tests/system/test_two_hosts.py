@@ -16,7 +16,7 @@ import psutil
 import pytest
 from road_commands import ROOT, SMALL
 
-from src.training.run_folder import RunFolder
+from covpool.training.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.world_size,

@@ -14,9 +14,9 @@ import pytest
 BEGIN = """
 import json, sys
 from pathlib import Path
-from src.runtime.environment import prepare_environment
+from covpool.runtime.environment import prepare_environment
 prepare_environment()
-from src.runtime.distributed import leave, session
+from covpool.runtime.distributed import leave, session
 with session(sys.argv[2], "CPU", None, True, 2) as world:
     import mindspore as ms
     import numpy as np

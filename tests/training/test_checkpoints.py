@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.checkpoints import load_network, load_optimizer, read_checkpoint, save_checkpoint
-from src.errors import UserError
-from src.models import create_model
-from src.runtime.distributed import World
-from src.training.optimizers import build_optimizer
-from src.training.state import NonFiniteState, Position, TrainingState
-from src.training.store import CheckpointStore
+from covpool.checkpoints.format import load_network, load_optimizer, read_checkpoint, save_checkpoint
+from covpool.checkpoints.state import NonFiniteState, Position, TrainingState
+from covpool.checkpoints.store import CheckpointStore
+from covpool.errors import UserError
+from covpool.models import create_model
+from covpool.runtime.distributed import World
+from covpool.training.optimizers import build_optimizer
 
 ABOUT = {"architecture": {"net_name": "resnet10", "pooling": "gcp"}, "class_names": ["a", "ä b"], "epoch": 3}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.models import create_model
-from src.training.optimizers import build_optimizer, parameter_groups
+from covpool.models import create_model
+from covpool.training.optimizers import build_optimizer, parameter_groups
 
 
 def test_beta_gamma_and_bias_do_not_decay() -> None:

@@ -10,7 +10,7 @@ import pytest
 # differs between the ranks.
 RANKS = """
     import os
-    from src.training.reduction import OrderedMean
+    from covpool.training.reduction import OrderedMean
 
     class Gradients(nn.Cell):
         def __init__(self):

@@ -16,13 +16,13 @@ from mindspore.common.api import _cell_graph_executor
 from mindspore.train.amp import build_train_network
 from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
 
-from src.models import create_model
-from src.models.classifier import ImageClassifier, batch_norm, convolution
-from src.pooling import list_poolings, pooling_info
-from src.pooling.base import Pooling
-from src.training.losses import LabelSmoothingCrossEntropy
-from src.training.mixed_precision import apply_amp_level
-from src.training.precision import loss_scale_manager
+from covpool.models import create_model
+from covpool.models.classifier import ImageClassifier, batch_norm, convolution
+from covpool.pooling import list_poolings, pooling_info
+from covpool.pooling.base import Pooling
+from covpool.training.losses import LabelSmoothingCrossEntropy
+from covpool.training.mixed_precision import apply_amp_level
+from covpool.training.precision import loss_scale_manager
 
 LEVELS = ("O1", "O2", "O3", "auto")
 HALF = {"FLOAT16", "BFLOAT16"}

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.training.progress import NonFiniteLoss, StepProgress
+from covpool.training.progress import NonFiniteLoss, StepProgress
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -32,7 +32,7 @@ def test_the_first_loss_that_is_no_number_is_named_by_its_step(bad: float) -> No
 def test_speed_where_one_call_stands_for_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a data sink the first call comes after all steps, and no time is left to measure after it."""
     now = [100.0]
-    monkeypatch.setattr("src.training.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("covpool.training.progress.time.monotonic", lambda: now[0])
     progress = StepProgress(0, 1, 50, np.full(50, 0.1), 4, 100, None, False)
     now[0] += 10.0
     arguments = SimpleNamespace(net_outputs=ms.Tensor(1.0, ms.float32), cur_step_num=50)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.models import create_model
-from src.training.reduction import (
+from covpool.models import create_model
+from covpool.training.reduction import (
     DEFAULT_GROUP_BYTES,
     classifier_share,
     gradient_sizes,
@@ -60,9 +60,9 @@ def test_classifiers_of_the_networks(name: str, dim: int, share: float, groups: 
 # groups apart. With one thread each, two ranks with one graph have one order.
 RANKS = """
     from mindspore.train.amp import build_train_network
-    from src.training.losses import LabelSmoothingCrossEntropy
-    from src.training.optimizers import build_optimizer
-    from src.training.reduction import fuse_reductions, reduce_in_order
+    from covpool.training.losses import LabelSmoothingCrossEntropy
+    from covpool.training.optimizers import build_optimizer
+    from covpool.training.reduction import fuse_reductions, reduce_in_order
 
     ms.set_context(runtime_num_threads=1)
     found = {}

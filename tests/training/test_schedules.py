@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from src.training.schedules import PER_EPOCH, PER_STEP, learning_rates
+from covpool.training.schedules import PER_EPOCH, PER_STEP, learning_rates
 
 
 def per_epoch(mode: str, epochs: int, **arguments: object) -> np.ndarray:

@@ -1,1 +1,0 @@
-"""Global covariance pooling for image classification in MindSpore."""

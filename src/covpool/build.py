@@ -1,0 +1,151 @@
+"""From a configuration to the objects it describes: the one construction path of all entry points."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from covpool.config import Config
+from covpool.data import Source, create_dataset, epoch_order, open_source, usable
+from covpool.errors import UserError
+from covpool.models import create_model
+from covpool.pooling.counter_random import CounterUniform
+from covpool.runtime.distributed import World
+from covpool.runtime.environment import available_cores
+
+logger = logging.getLogger(__name__)
+
+_MEANINGLESS_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
+
+
+def architecture(config: Config) -> dict[str, Any]:
+    """What must agree between a checkpoint and a configuration, by configuration key."""
+    covariance_only = {} if config.pooling == "gap" else {"reduction_dim": config.reduction_dim}
+    return {
+        "net_name": config.net_name,
+        "pooling": config.pooling,
+        **covariance_only,
+        "class_num": config.class_num,
+        "in_channels": config.in_channels,
+        "stem": config.stem,
+        "base_width": config.base_width,
+    }
+
+
+def build_model(config: Config, world: World | None = None) -> nn.Cell:
+    """The configured network, initialised from MindSpore's global seed.
+
+    Ranks draw different dropout masks and equal initial weights (when their global seed is equal).
+
+    Raises:
+        UserError: Names or arguments that network or pooling do not know.
+    """
+    try:
+        network = create_model(
+            config.net_name,
+            pooling=config.pooling,
+            reduction_dim=config.reduction_dim,
+            num_classes=config.class_num,
+            pooling_args=dict(config.pooling_args),
+            in_channels=config.in_channels,
+            stem=config.stem,
+            base_width=config.base_width,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error), exit_code=2) from error
+    rank = world.rank if world else 0
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, CounterUniform):
+            cell.seed = config.seed * _MEANINGLESS_SEED_STRIDE + rank
+        if config.freeze_bn and isinstance(cell, nn.BatchNorm2d):
+            cell.use_batch_statistics = False
+    return network
+
+
+def build_source(config: Config, split: str, world: World, cache: Path | None = None) -> Source:
+    """The images of ``split`` ('train' or 'val'); every rank calls it.
+
+    With ``bad_images: skip`` those that cannot be decoded are left out and named in the log.
+
+    Args:
+        config: The configuration.
+        split: 'train' or 'val'.
+        world: The ranks, which agree on the images.
+        cache: File in which rank 0 keeps which images are bad, for a resumed run.
+
+    Raises:
+        UserError: If they are not there, or have more classes than the configuration.
+    """
+    if not config.data_path:
+        raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
+    source = open_source(config.dataset, config.data_path, split, config.image_list or None)
+    if len(source.class_names) > config.class_num:
+        raise UserError(
+            f"{config.data_path} has {len(source.class_names)} classes, the configuration class_num="
+            f"{config.class_num}; add --class_num={len(source.class_names)}",
+            exit_code=2,
+        )
+    seen = world.sum(np.array([source.num_samples], np.float64))[0]
+    if seen != source.num_samples * world.size:
+        raise UserError(
+            f"{config.data_path}: rank {world.rank} sees {source.num_samples} images of {split}, all {world.size} "
+            f"ranks together {seen:.0f}: they must see the same files"
+        )
+    if config.bad_images == "skip":
+        source, problems = usable(
+            source,
+            _workers(config, world),
+            rank=world.rank,
+            world_size=world.size,
+            total=world.sum,
+            cache=cache,
+        )
+        for problem in problems:
+            logger.warning("left out: %s", problem)
+        if problems:
+            logger.warning("%d bad images of %s left out, %d used", len(problems), split, source.num_samples)
+    if split == "train" and config.train_images is not None:
+        source = _some(source, config.train_images)
+    return source
+
+
+def _some(source: Source, count: int) -> Source:
+    """The same images for every seed, so that seeds differ in initialisation and order alone."""
+    if count > source.num_samples:
+        raise UserError(f"train_images = {count}: there are {source.num_samples} images to train on", exit_code=2)
+    return source.subset(sorted(epoch_order(source.num_samples, 0, 0)[:count].tolist()))
+
+
+def _workers(config: Config, world: World) -> int:
+    return config.num_workers or max(1, available_cores() // world.local_size)
+
+
+def build_dataset(
+    config: Config, source: Source, training: bool, world: World, epoch: int = 0, first_step: int = 0
+) -> Any:
+    """An epoch of training batches from ``first_step``, or the evaluation batches of this rank (None for no image)."""
+    return create_dataset(
+        source,
+        training=training,
+        image_size=config.train_image_size if training else config.eval_image_size,
+        batch_size=config.batch_size,
+        augmentation=config.augmentation,
+        eval_crop_ratio=config.eval_crop_ratio,
+        crop_scale=config.crop_scale,
+        crop_ratio=config.crop_ratio,
+        flip_probability=config.flip_probability,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        epoch=epoch,
+        first_step=first_step,
+        rank=world.rank,
+        world_size=world.size,
+        num_workers=_workers(config, world),
+        channels=config.in_channels,
+    )

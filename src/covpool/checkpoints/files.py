@@ -1,0 +1,184 @@
+"""MindSpore checkpoints and PyTorch-named safetensors on disk, and one file made into another."""
+
+from __future__ import annotations
+
+import binascii
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Mapping, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from covpool.checkpoints.merge import load_into
+from covpool.checkpoints.names import convert_state_dict, to_pytorch
+from covpool.checkpoints.readers import check_file, damaged, needs, read_state_dict
+from covpool.errors import UserError
+from covpool.runtime.files import whole_file
+
+logger = logging.getLogger(__name__)
+
+# What MindSpore appends with crc_check=True: this mark and ten bytes with the CRC-32 of all before it.
+_CRC_MARK = b"crc_num"
+_CRC_BYTES = 10
+
+# Beside the network's parameters training checkpoints hold the optimiser's state and that of single ranks.
+_OF_TRAINING = ("optimizer.", "ranks.")
+
+_PERMISSIONS = 0o644
+
+
+def read_entries(path: Path, checksum_required: bool = False) -> dict[str, Any]:
+    """Read everything in a MindSpore checkpoint; its checksum, where it has one, is compared.
+
+    Args:
+        path: A `.ckpt` file.
+        checksum_required: Whether a file without checksum counts as damaged.
+
+    Returns:
+        Name -> parameter, or text where a text was stored.
+
+    Raises:
+        UserError: No such file, not a checkpoint, or damaged.
+    """
+    check_file(path)
+    if path.suffix != ".ckpt":
+        raise UserError(f"{path}: a MindSpore checkpoint must end with .ckpt", exit_code=2)
+    content = path.read_bytes()
+    tail = len(_CRC_MARK) + _CRC_BYTES
+    checked = content[-tail:-_CRC_BYTES] == _CRC_MARK
+    if checksum_required and not checked:
+        raise UserError(f"{path}: damaged, its checksum is missing")
+    if checked and binascii.crc32(content[:-tail]) != int.from_bytes(content[-_CRC_BYTES:], "big"):
+        raise UserError(f"{path}: damaged, its checksum is wrong")
+    try:
+        entries = dict(ms.load_checkpoint(str(path)))
+    except ValueError as error:
+        raise damaged(path, "MindSpore checkpoint", error) from error
+    if not checked:
+        logger.warning("%s: has no checksum; damage to its values would not be noticed", path)
+    return entries
+
+
+def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
+    """Read the network's parameters of a checkpoint, see `read_entries`; what training adds to them is left out."""
+    return {
+        name: value
+        for name, value in read_entries(path).items()
+        if isinstance(value, ms.Parameter) and not name.startswith(_OF_TRAINING)
+    }
+
+
+def write_ckpt(path: Path, parameters: Mapping[str, ms.Parameter]) -> None:
+    """Write a MindSpore checkpoint with checksum; whole or not at all.
+
+    Args:
+        path: A `.ckpt` file.
+        parameters: Name -> parameter.
+
+    Raises:
+        UserError: Wrong ending, or the file cannot be written.
+    """
+    entries = [{"name": name, "data": value} for name, value in parameters.items()]
+    _write(path, ".ckpt", lambda temporary: ms.save_checkpoint(entries, str(temporary), crc_check=True))
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as safetensors; whole or not at all.
+
+    Args:
+        path: A `.safetensors` file.
+        arrays: Name -> array.
+
+    Raises:
+        UserError: Wrong ending, the package safetensors is missing, or the file cannot be written.
+    """
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise needs("safetensors", path) from None
+    content = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    _write(path, ".safetensors", lambda temporary: save_file(content, temporary, metadata={"format": "pt"}))
+
+
+def read_parameters(path: Path) -> dict[str, ms.Parameter]:
+    """Read a checkpoint of any known format as MindSpore parameters.
+
+    Raises:
+        UserError: See `read_ckpt`, `read_state_dict` and `convert_state_dict`.
+    """
+    return read_ckpt(path) if path.suffix == ".ckpt" else convert_state_dict(read_state_dict(path))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a conversion.
+
+    Attributes:
+        written: Names in the new file.
+        fresh: Names in it that were not in the source: newly initialised.
+        left_out: MindSpore names of the source that are not in the new file.
+    """
+
+    written: list[str]
+    fresh: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def convert_file(
+    source: Path,
+    output: Path,
+    to: str = "ckpt",
+    network: Optional[nn.Cell] = None,
+    skip_classifier: bool = False,
+    backbone_only: bool = False,
+) -> Report:
+    """Convert a checkpoint and check it against a network; the written file is read again and compared.
+
+    Args:
+        source: Any format of `read_parameters`.
+        output: The new file.
+        to: 'ckpt' for MindSpore, 'safetensors' for PyTorch names.
+        network: Must fit the checkpoint, and then holds its values. Needed by `backbone_only`.
+        skip_classifier: Leave the classifier out of the new file.
+        backbone_only: Take the backbone only; all else in the new file is what `network` was initialised with.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: The source cannot be read or does not fit, or the new file cannot be written.
+    """
+    parameters = read_parameters(source)
+    fresh: list[str] = []
+    result = parameters
+    if network is not None:
+        kept = load_into(network, parameters, skip_classifier, backbone_only)
+        fresh = kept if backbone_only else []
+        left_out = set(kept) - set(fresh)
+        result = {name: p for name, p in network.parameters_and_names() if name not in left_out}
+    if to == "ckpt":
+        write_ckpt(output, result)
+        again = read_ckpt(output)
+    else:
+        write_safetensors(output, to_pytorch(result))
+        again = convert_state_dict(read_state_dict(output))
+    for name, parameter in result.items():
+        if not np.array_equal(again[name].asnumpy(), parameter.asnumpy(), equal_nan=True):
+            raise UserError(f"{output}: {name} differs after writing")
+    taken = set(result) - set(fresh)
+    return Report(list(result), fresh, [name for name in parameters if name not in taken])
+
+
+def _write(path: Path, ending: str, write: Callable[[Path], None]) -> None:
+    if path.suffix != ending:
+        raise UserError(f"{path}: the output must end with {ending}", exit_code=2)
+    try:
+        with whole_file(path) as temporary:
+            write(temporary)
+            temporary.chmod(_PERMISSIONS)  # both libraries let nobody else read their files
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}: cannot be written ({reason})") from error

@@ -1,0 +1,167 @@
+"""Checkpoints: one file holds the network, the optimiser and where the training stood.
+
+Inside a file the network's parameters keep their own names, the optimiser's are prefixed with ``optimizer.`` and
+facts about the file (epoch, step, architecture, class names) with ``about.``. A checkpoint that holds network
+parameters alone, a converted one for example, loads everywhere but cannot be resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from covpool.checkpoints.files import read_entries
+from covpool.checkpoints.merge import load_into
+from covpool.errors import UserError
+from covpool.runtime.files import whole_file
+
+_OPTIMIZER = "optimizer."
+_ABOUT = "about."
+_RANKS = "ranks.statistics"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a checkpoint file.
+
+    Attributes:
+        path: Where it was read from.
+        network: The network's parameters by name.
+        optimizer: The optimiser's state by name; empty in a checkpoint that holds a network alone.
+        about: ``epoch`` and ``step`` that were completed, ``architecture``, ``class_names``, ``metric``.
+        ranks: Running statistics of every rank, float32 (ranks, n), in a checkpoint from within an epoch.
+    """
+
+    path: Path
+    network: dict[str, ms.Parameter]
+    optimizer: dict[str, ms.Parameter] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    ranks: np.ndarray | None = None
+
+
+def save_checkpoint(
+    path: Path,
+    network: nn.Cell,
+    optimizer: nn.Optimizer | None = None,
+    about: Mapping[str, Any] | None = None,
+    ranks: np.ndarray | None = None,
+) -> None:
+    """Write a checkpoint with a checksum, whole or not at all.
+
+    Args:
+        path: File to write, ending in ``.ckpt``.
+        network: Its parameters and statistics are stored.
+        optimizer: Its momentum, step and rates are stored; a parameter that belongs to the network is not repeated.
+        about: Facts that JSON can hold.
+        ranks: Running statistics of every rank, where they differ, float32 (ranks, n).
+
+    Raises:
+        UserError: If the file cannot be written; an earlier file of that name is untouched.
+    """
+    entries = [{"name": p.name, "data": p} for p in network.get_parameters()]
+    if optimizer is not None:
+        state = optimizer_state(optimizer, network)
+        entries += [{"name": _OPTIMIZER + name, "data": p} for name, p in state.items()]
+    if ranks is not None:
+        entries.append({"name": _RANKS, "data": ms.Tensor(ranks)})
+    try:
+        with whole_file(path) as temporary:
+            ms.save_checkpoint(
+                entries,
+                str(temporary),
+                append_dict={_ABOUT + key: json.dumps(value) for key, value in (about or {}).items()},
+                crc_check=True,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot write the checkpoint {path}: {_first_line(error)}") from error
+
+
+def read_checkpoint(path: str | Path, checksum_required: bool = False) -> Checkpoint:
+    """Read a checkpoint file and check it against its checksum, which every file of this project has.
+
+    Raises:
+        UserError: If the file is missing, damaged, or not a checkpoint.
+    """
+    path = Path(path)
+    entries = read_entries(path, checksum_required)
+    try:
+        about = {n[len(_ABOUT) :]: json.loads(str(entries.pop(n))) for n in list(entries) if n.startswith(_ABOUT)}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged, what it says about itself cannot be read") from error
+    state = {n[len(_OPTIMIZER) :]: entries.pop(n) for n in [n for n in entries if n.startswith(_OPTIMIZER)]}
+    ranks = entries.pop(_RANKS).asnumpy() if _RANKS in entries else None
+    return Checkpoint(path, entries, state, about, ranks)
+
+
+def load_network(
+    network: nn.Cell, checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None, fine_tune: bool = False
+) -> bool:
+    """Load a checkpoint into a network, strictly.
+
+    Args:
+        network: The network that receives the parameters.
+        checkpoint: What :func:`read_checkpoint` gave.
+        architecture: What the configuration says of the network; contradictions are named by key.
+        fine_tune: Leave the classifier as it is when the number of classes differs.
+
+    Returns:
+        Whether the classifier was loaded.
+
+    Raises:
+        UserError: One line with everything that differs.
+    """
+    saved = checkpoint.about.get("architecture", {})
+    ignored = {"class_num"} if fine_tune else set()
+    differing = [
+        f"{key} is {saved[key]!r} in the checkpoint and {value!r} in the configuration"
+        for key, value in (architecture or {}).items()
+        if key in saved and saved[key] != value and key not in ignored
+    ]
+    if differing:
+        raise UserError(f"{checkpoint.path} does not fit the configuration: {'; '.join(differing)}")
+    classifier = checkpoint.network.get("fc.weight")
+    skip = fine_tune and (classifier is None or classifier.shape != network.fc.weight.shape)
+    try:
+        load_into(network, checkpoint.network, skip_classifier=skip)
+    except UserError as error:
+        raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
+    return not skip
+
+
+def load_optimizer(optimizer: nn.Optimizer, network: nn.Cell, checkpoint: Checkpoint) -> None:
+    """Restore the optimiser's state from a checkpoint; learning rates are the configuration's, not the checkpoint's.
+
+    Raises:
+        UserError: If the checkpoint has none, or that of another optimiser.
+    """
+    if not checkpoint.optimizer:
+        raise UserError(f"{checkpoint.path} holds no optimiser state: it can be pre_trained, not resumed from")
+    own = optimizer_state(optimizer, network)
+    differing = sorted(own.keys() ^ checkpoint.optimizer.keys())
+    differing += [n for n in own.keys() & checkpoint.optimizer.keys() if own[n].shape != checkpoint.optimizer[n].shape]
+    if differing:
+        raise UserError(
+            f"{checkpoint.path} holds the state of another optimiser: {len(differing)} entries differ, "
+            f"{differing[0]} for one"
+        )
+    for name, parameter in own.items():
+        parameter.set_data(ms.Tensor(checkpoint.optimizer[name].asnumpy()))
+
+
+def optimizer_state(optimizer: nn.Optimizer, network: nn.Cell) -> dict[str, ms.Parameter]:
+    """What an optimiser remembers between steps (momentum, step count), without weights and settings."""
+    weights = {id(p) for p in network.get_parameters()}
+    settings = ("learning_rate", "momentum")
+    return {p.name: p for p in optimizer.get_parameters() if id(p) not in weights and p.name not in settings}
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,169 @@
+"""Parameter names: PyTorch's on one side, MindSpore's on the other, mapped by rule and both ways."""
+
+from __future__ import annotations
+
+from typing import Iterable, Mapping, Optional
+
+import mindspore as ms
+import numpy as np
+
+from covpool.errors import UserError
+
+# Batch normalisation. A module is one when it has running statistics; `weight` alone would not tell.
+_BN_TO_MINDSPORE = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+_BN_TO_PYTORCH = {value: key for key, value in _BN_TO_MINDSPORE.items()}
+_STATISTICS = ("running_mean", "running_var")
+_BATCHES = "num_batches_tracked"
+
+# Ranks of what a module other than batch normalisation holds: dense layers and 2D convolutions.
+_RANKS = {"weight": (2, 4), "bias": (1,)}
+
+# The released DropCov checkpoints keep the channel convolution of the pooling under this name.
+_RELEASED_POOLING = "eca_layer."
+_RELEASED_KERNEL = _RELEASED_POOLING + "conv.weight"
+_POOLING = "pooling."
+_KERNEL = _POOLING + "conv.weight"
+# How many dropout masks were drawn so far; PyTorch keeps that in its global generator.
+_COUNTER = _POOLING + "dropout.counter"
+
+_PARALLEL = "module."
+
+
+def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Parameter]:
+    """Convert a PyTorch state dict of a classification network to MindSpore parameters.
+
+    Rules, with `m` any module:
+
+    * a leading `module.` (data parallel training) is dropped;
+    * `m` with `running_mean` is a batch normalisation: `weight, bias, running_mean, running_var` become
+      `gamma, beta, moving_mean, moving_variance`; `num_batches_tracked` has no counterpart and is dropped;
+    * `eca_layer.conv.weight` (1, 1, k) becomes `pooling.conv.weight`, and the count of drawn dropout masks,
+      `pooling.dropout.counter`, which PyTorch does not have, starts at 0;
+    * `pooling.*` keeps its name: the learnable poolings that have no released counterpart;
+    * a `weight` of rank 2 or 4 and a `bias` of rank 1 keep their names.
+
+    Values are kept bit by bit in float32; other floating-point types are cast to it.
+
+    Args:
+        state_dict: PyTorch name -> array.
+
+    Returns:
+        MindSpore name -> parameter, with `requires_grad` False for statistics and counters.
+
+    Raises:
+        UserError: Names, ranks or types that no rule knows, all in one line; two names that become one.
+    """
+    arrays = _without_parallel_prefix(state_dict)
+    normalisations = {_module(name) for name in arrays if _leaf(name) == _STATISTICS[0]}
+    parameters: dict[str, ms.Parameter] = {}
+    unknown = []
+    for name, value in arrays.items():
+        if _leaf(name) == _BATCHES:
+            continue
+        target = _to_mindspore(name, np.shape(value), _module(name) in normalisations)
+        array = np.asarray(value)
+        if target is None or array.dtype.kind != "f":
+            unknown.append(f"{name} {list(array.shape)} {array.dtype}")
+        elif target in parameters:
+            raise UserError(f"checkpoint: two tensors become {target}")
+        else:
+            parameters[target] = _parameter(target, array.astype(np.float32))
+    if unknown:
+        raise UserError(
+            f"checkpoint: no rule for {listed(unknown)}; known are batch normalisation, weights of rank 2 or 4, "
+            f"biases and {_RELEASED_KERNEL}"
+        )
+    if _RELEASED_KERNEL in arrays:
+        parameters[_COUNTER] = _parameter(_COUNTER, np.zeros((), np.int32))
+    return parameters
+
+
+def to_pytorch(parameters: Mapping[str, ms.Parameter]) -> dict[str, np.ndarray]:
+    """Convert MindSpore parameters to a PyTorch state dict: the inverse of :func:`convert_state_dict`.
+
+    `num_batches_tracked` is 0 for every batch normalisation: MindSpore does not count batches, and PyTorch reads the
+    number only with `momentum=None`. The counter of dropout masks is left out.
+
+    Args:
+        parameters: MindSpore name -> parameter.
+
+    Returns:
+        PyTorch name -> array, the same bits.
+
+    Raises:
+        UserError: Names or ranks that no rule knows.
+    """
+    normalisations = {_module(name) for name in parameters if _leaf(name) == "moving_mean"}
+    arrays: dict[str, np.ndarray] = {}
+    unknown = []
+    for name, parameter in parameters.items():
+        if name == _COUNTER:
+            continue
+        value = parameter.asnumpy()
+        target = _to_pytorch(name, value.shape, _module(name) in normalisations)
+        if target is None:
+            unknown.append(f"{name} {list(value.shape)}")
+            continue
+        arrays[target] = value
+        if _leaf(target) == "running_var":
+            arrays[f"{_module(target)}.{_BATCHES}"] = np.zeros((), np.int64)
+    if unknown:
+        raise UserError(f"parameters: no rule for {listed(unknown)}")
+    return arrays
+
+
+def listed(names: Iterable[str], limit: int = 6) -> str:
+    """Names as one line, the first `limit` of them and the number of the others."""
+    names = list(names)
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _to_mindspore(name: str, shape: tuple[int, ...], is_norm: bool) -> Optional[str]:
+    module, leaf = _module(name), _leaf(name)
+    if name == _RELEASED_KERNEL:
+        return _KERNEL if len(shape) == 3 and shape[:2] == (1, 1) else None
+    if name.startswith(_POOLING):
+        return name
+    if is_norm:
+        return f"{module}.{_BN_TO_MINDSPORE[leaf]}" if leaf in _BN_TO_MINDSPORE and len(shape) == 1 else None
+    return name if len(shape) in _RANKS.get(leaf, ()) else None
+
+
+def _to_pytorch(name: str, shape: tuple[int, ...], is_norm: bool) -> Optional[str]:
+    module, leaf = _module(name), _leaf(name)
+    if name == _KERNEL:
+        return _RELEASED_KERNEL
+    if name.startswith(_POOLING):
+        return name
+    if is_norm:
+        return f"{module}.{_BN_TO_PYTORCH[leaf]}" if leaf in _BN_TO_PYTORCH else None
+    return name if len(shape) in _RANKS.get(leaf, ()) else None
+
+
+def _without_parallel_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in state_dict.items():
+        short = name[len(_PARALLEL) :] if name.startswith(_PARALLEL) else name
+        if short in arrays:
+            raise UserError(f"checkpoint: both {short} and {_PARALLEL}{short} are there")
+        arrays[short] = value
+    return arrays
+
+
+def _parameter(name: str, value: np.ndarray) -> ms.Parameter:
+    fixed = _leaf(name) in ("moving_mean", "moving_variance", "counter")
+    return ms.Parameter(ms.Tensor(value), name=name, requires_grad=not fixed)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,151 @@
+"""What a training is made of between two steps: saved, and restored to the last bit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from covpool.checkpoints.format import Checkpoint, load_network, load_optimizer, optimizer_state, read_checkpoint
+from covpool.checkpoints.store import CheckpointStore
+from covpool.errors import UserError
+from covpool.runtime.distributed import World
+from covpool.training.ranks import running_statistics, set_running_statistics
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteState(UserError):
+    """A parameter, or what the optimiser remembers of it, became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a training is.
+
+    Attributes:
+        step: Steps that are done, over all epochs.
+        loss_sum: Sum of this rank's losses in the epoch that has begun.
+        loss_count: How many they are.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+
+
+class TrainingState:
+    """Network, optimiser and their checkpoints.
+
+    Args:
+        network: The network that is trained.
+        optimizer: Its optimiser.
+        store: Where checkpoints go.
+        world: The ranks; rank 0 writes.
+        steps: Steps of an epoch.
+        about: What every checkpoint says of the network and its data.
+    """
+
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        store: CheckpointStore,
+        world: World,
+        steps: int,
+        about: Mapping[str, Any],
+    ) -> None:
+        self.network, self.optimizer, self.store = network, optimizer, store
+        self.world, self.steps, self.about = world, steps, about
+
+    def save(self, position: Position, metric: float | None = None, regular: bool = True, best: bool = False) -> None:
+        """Save checkpoints; every rank calls it and waits until they are written.
+
+        Within an epoch the ranks' running statistics and losses differ: all of them are saved.
+
+        Args:
+            position: Where the training is.
+            metric: Top-1 accuracy at this position, if it was evaluated.
+            regular: Save among the newest checkpoints.
+            best: Save as the best one, if the metric is higher than any before.
+
+        Raises:
+            NonFiniteState: On every rank, if one has a parameter that is NaN or infinite; nothing is saved.
+            UserError: If the checkpoint cannot be written.
+        """
+        epoch, done = divmod(position.step, self.steps)
+        self._check_finite(position.step)
+        ranks, about = None, dict(self.about)
+        if done:
+            ranks = _gathered(self.world, running_statistics(self.network))
+            losses = _gathered(self.world, np.array([position.loss_sum, position.loss_count], np.float64))
+            about.update(steps_per_epoch=self.steps, losses=losses.tolist())
+        if self.world.is_main:
+            if regular:
+                self.store.save(self.network, self.optimizer, epoch, position.step, metric, about, ranks)
+            if best and metric is not None:
+                self.store.save_best(self.network, self.optimizer, epoch, position.step, metric, about)
+        self.world.barrier()
+
+    def _check_finite(self, step: int) -> None:
+        """Gradients that are no numbers show in the next loss, too late for a checkpoint that is due before it."""
+        parameters = [*self.network.get_parameters(), *optimizer_state(self.optimizer, self.network).values()]
+        bad = [p.name for p in parameters if not np.isfinite(p.asnumpy()).all()]
+        if self.world.sum(np.array([len(bad)], np.float64)).any():
+            names = f"{len(bad)} of them, first {bad[0]}" if bad else "on another rank"
+            raise NonFiniteState(
+                f"parameters are NaN or infinite after step {step} ({names}), as its gradients were: training stopped; "
+                "the checkpoints before it are as they were. A lower lr_max, a longer warm-up or, in mixed precision, "
+                "a lower loss_scale usually helps"
+            )
+
+    def resume(self, path: str, architecture: Mapping[str, Any]) -> Position | None:
+        """Restore network and optimiser from ``path``, or from the newest whole checkpoint for 'auto'.
+
+        Returns:
+            Where to go on; None if 'auto' finds nothing.
+
+        Raises:
+            UserError: The checkpoint is damaged, or of another network, optimiser or epoch length.
+        """
+        checkpoint = self.store.newest_valid() if path == "auto" else read_checkpoint(Path(path))
+        if checkpoint is None:
+            return None
+        load_network(self.network, checkpoint, architecture)
+        load_optimizer(self.optimizer, self.network, checkpoint)
+        position = self._position(checkpoint)
+        epoch, done = divmod(position.step, self.steps)
+        within = f" and {done} steps" if done else ""
+        logger.info("resumed from %s after epoch %d%s", checkpoint.path, epoch, within)
+        return position
+
+    def _position(self, checkpoint: Checkpoint) -> Position:
+        about = checkpoint.about
+        if "steps_per_epoch" not in about:
+            return Position(int(about["epoch"]) * self.steps)
+        if about["steps_per_epoch"] != self.steps:
+            raise UserError(
+                f"{checkpoint.path} was saved within an epoch of {about['steps_per_epoch']} steps; here an epoch has "
+                f"{self.steps}: keep data, batch size and ranks, or resume from the end of an epoch"
+            )
+        losses = np.asarray(about["losses"], np.float64)
+        statistics = checkpoint.ranks
+        if statistics is None or len(statistics) != len(losses):
+            raise UserError(f"{checkpoint.path} does not hold the running statistics of its {len(losses)} ranks")
+        same = len(losses) == self.world.size
+        mine = statistics[self.world.rank] if same else statistics.mean(0)
+        set_running_statistics(self.network, mine)
+        loss_sum, loss_count = losses[self.world.rank] if same else losses.sum(0) / self.world.size
+        return Position(int(about["step"]), float(loss_sum), int(loss_count))
+
+
+def _gathered(world: World, values: np.ndarray) -> np.ndarray:
+    """The vectors of all ranks as rows, on every rank: (n,) -> (ranks, n)."""
+    rows = np.zeros((world.size, values.size), np.float64)
+    rows[world.rank] = values
+    return world.sum(rows).astype(values.dtype)

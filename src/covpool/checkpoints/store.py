@@ -1,0 +1,224 @@
+"""The checkpoints of one run: the newest few, the best one, and an index that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from covpool.checkpoints.format import Checkpoint, read_checkpoint, save_checkpoint
+from covpool.errors import UserError
+from covpool.runtime.files import remove_leftovers, whole_file, write_json
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+_NAME = re.compile(r"epoch_(\d{4,})(?:_step_(\d{8,}))?\.ckpt")
+
+
+class CheckpointStore:
+    """Folder of checkpoints with ``index.json``: file, epoch, step, metric and checksum of each.
+
+    The index is written after the files that it names, and files are removed after the index that drops them: it
+    never names what is not there. An index that is damaged or missing is made anew from the whole checkpoints in the
+    folder, with one warning; a damaged one is kept under another name.
+
+    Args:
+        folder: Where the checkpoints go.
+        keep_max: How many are kept besides the best one.
+
+    Raises:
+        UserError: There is an index that may not be read.
+    """
+
+    def __init__(self, folder: Path, keep_max: int) -> None:
+        self.folder = folder
+        self.keep_max = keep_max
+        self._index_path = folder / "index.json"
+        self._tidy = False
+        self._damaged = False
+        self._entries, self._best = self._read_index()
+
+    def _read_index(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """Entries and the best one. Nothing is written: every rank reads, and rank 0 alone writes, when it saves."""
+        problem = "is missing"
+        try:
+            index = json.loads(self._index_path.read_text(encoding="utf-8"))
+            best = index["best"]
+            return [_checked(entry) for entry in index["checkpoints"]], None if best is None else _checked(best)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
+            problem, self._damaged = "is damaged", True
+        except OSError as error:
+            raise UserError(f"cannot read {self._index_path}: {error.strerror or error}") from error
+        entries, best = self._found()
+        if self._damaged or entries or best:
+            count = f"{len(entries)} whole checkpoint{'' if len(entries) == 1 else 's'}"
+            logger.warning(
+                "%s %s: made anew from %s%s", self._index_path, problem, count, " and the best one" if best else ""
+            )
+        return entries, best
+
+    def _found(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """What the index would name: the whole checkpoints in the folder, the oldest first, and the best one."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in self.folder.glob("*.ckpt"):
+            if path.name != BEST and not _place(path.name):
+                continue
+            try:
+                about = read_checkpoint(path, checksum_required=True).about
+                facts = {key: about[key] for key in ("epoch", "step", "metric")}
+                found[path.name] = _checked({"file": path.name, **facts, "sha256": sha256(path)})
+            except UserError as error:
+                logger.warning("%s; left out", error)
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: no checkpoint of a training; left out", path)
+        best = found.pop(BEST, None)
+        return sorted(found.values(), key=lambda entry: entry["step"]), best
+
+    @property
+    def best_metric(self) -> float | None:
+        """Metric of the best checkpoint so far, None before there is one."""
+        return None if self._best is None else float(self._best["metric"])
+
+    def save(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        epoch: int,
+        step: int,
+        metric: float | None,
+        about: Mapping[str, Any],
+        ranks: np.ndarray | None = None,
+    ) -> Path:
+        """Save the state after ``step`` steps, ``epoch`` whole epochs; drop the oldest beyond ``keep_max``.
+
+        ``ranks`` holds the ranks' running statistics within an epoch, see ``checkpoints.save_checkpoint``.
+
+        Raises:
+            UserError: If it cannot be written; all earlier checkpoints stay.
+        """
+        within = "" if ranks is None else f"_step_{step:08d}"
+        path = self.folder / f"epoch_{epoch:04d}{within}.ckpt"
+        facts = {"epoch": epoch, "step": step, "metric": metric}
+        self._remove_leftovers()
+        save_checkpoint(path, network, optimizer, {**about, **facts}, ranks)
+        entry = {"file": path.name, **facts, "sha256": sha256(path)}
+        kept = [*(e for e in self._entries if e["file"] != path.name), entry]
+        dropped, self._entries = kept[: -self.keep_max], kept[-self.keep_max :]
+        self._write_index()
+        for old in dropped:
+            (self.folder / old["file"]).unlink(missing_ok=True)
+        return path
+
+    def save_best(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        epoch: int,
+        step: int,
+        metric: float,
+        about: Mapping[str, Any],
+    ) -> bool:
+        """Save as the best checkpoint if ``metric`` is higher than the best so far; whether it was."""
+        if self.best_metric is not None and metric <= self.best_metric:
+            return False
+        path = self.folder / BEST
+        facts = {"epoch": epoch, "step": step, "metric": metric}
+        latest = self._entries[-1] if self._entries else None
+        if latest is not None and (latest["epoch"], latest["step"]) == (epoch, step):
+            try:
+                with whole_file(path) as temporary:
+                    shutil.copyfile(self.folder / latest["file"], temporary)
+            except OSError as error:
+                raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+        else:
+            save_checkpoint(path, network, optimizer, {**about, **facts})
+        self._best = {"file": BEST, **facts, "sha256": sha256(path)}
+        self._write_index()
+        return True
+
+    def newest_valid(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning. None if there is none.
+
+        The best one, which may be much older, comes last.
+        """
+        for entry in [*reversed(self._entries), *([self._best] if self._best else [])]:
+            path = self.folder / entry["file"]
+            try:
+                # Not compared with the index: a kill between the two leaves a newer whole file than it speaks of.
+                return read_checkpoint(path, checksum_required=True)
+            except UserError as error:
+                logger.warning("%s; going back to the one before", error)
+        return None
+
+    def _remove_leftovers(self) -> None:
+        """Remove, once, what a killed run left: files half written, and old ones that its index no longer names."""
+        if self._tidy or not self.folder.is_dir():
+            return
+        self._tidy = True
+        named = {entry["file"]: place for entry in self._entries if (place := _place(entry["file"]))}
+        try:
+            remove_leftovers(self.folder)
+            for path in list(self.folder.iterdir()) if named else ():
+                place = _place(path.name)
+                if place and path.name not in named and place < min(named.values()):
+                    path.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from error
+
+    def _write_index(self) -> None:
+        last = self._entries[-1]["file"] if self._entries else None
+        try:
+            if self._damaged:
+                self._index_path.replace(self._aside())
+                self._damaged = False
+            write_json(self._index_path, {"last": last, "best": self._best, "checkpoints": self._entries})
+        except OSError as error:
+            raise UserError(f"cannot write {self._index_path}: {error.strerror or error}") from error
+
+    def _aside(self) -> Path:
+        """A free name for a damaged index."""
+        names = (f"index.damaged-{number}.json" for number in itertools.count(1))
+        return next(path for path in map(self.folder.joinpath, names) if not path.exists())
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    """An entry of the index.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is none.
+    """
+    name, metric = entry["file"], entry["metric"]
+    if not (name == BEST or _place(name)) or not isinstance(entry["sha256"], str):
+        raise ValueError(name)
+    if metric is not None and not isinstance(metric, (int, float)):
+        raise TypeError(metric)
+    if not all(isinstance(entry[key], int) for key in ("epoch", "step")):
+        raise TypeError(name)
+    return dict(entry)
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    """Epochs and step in the name of a checkpoint of :meth:`CheckpointStore.save`; None for other names."""
+    found = _NAME.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

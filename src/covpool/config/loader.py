@@ -1,0 +1,200 @@
+"""From files and `key=value` overrides to a configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from covpool.config.legacy import IGNORED, SYNONYMS
+from covpool.config.schema import Config, find_option
+from covpool.config.values import Option, check, resolve, show
+from covpool.config.yaml_file import Document, parse_value, read_documents
+from covpool.errors import ConfigError
+
+logger = logging.getLogger("covpool.config")
+
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class Layer:
+    """What files and overrides say so far; a later source replaces an earlier one key by key.
+
+    Attributes:
+        values: Checked value of each given key.
+        origins: Where it was given.
+        helps: Help texts of the files.
+        choices: Allowed values of the files, beyond those of the schema, and where they were given.
+        notes: Legacy keys met, as told in the warning.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    helps: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, tuple[list[Any], str]] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def set(self, option: Option, value: Any, where: str) -> None:
+        """Stores a checked value."""
+        self.values[option.name] = check(option, value, where)
+        self.origins[option.name] = where
+
+    def build(self, source: str) -> Config:
+        """Returns the configuration; keys that contradict each other are reported with `source`."""
+        for name, (allowed, where) in self.choices.items():
+            if name in self.values and self.values[name] not in allowed:
+                listed = ", ".join(map(str, allowed))
+                value = show(self.values[name])
+                raise ConfigError(f"{self.origins[name]}: {name} = {value}: must be one of {listed} (choices, {where})")
+        try:
+            return Config(**self.values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    def warn(self, config: Config, source: str) -> None:
+        """Logs what was read but means nothing here, or probably not what was meant."""
+        if self.notes:
+            logger.warning("%s: legacy keys: %s", source, ", ".join(self.notes))
+        if config.class_num == 1001 and config.dataset == "imagenet2012":
+            logger.warning("%s: class_num = 1001: ImageNet has 1000 classes (TensorFlow adds a background)", source)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Loads a configuration.
+
+    A file has up to three YAML documents: values, help texts, allowed values; each maps keys. The key `base` of the
+    first names a file (relative to this one) whose three documents are inherited key by key. Legacy keys
+    (`covpool.config.legacy`) are named in one warning of the logger `covpool.config`.
+
+    Args:
+        path: YAML file.
+        overrides: `--key=value` or `key=value`, in the order of application; `--pooling_args.name=value` changes one
+            entry of a mapping.
+
+    Raises:
+        ConfigError: In one line, what is wrong, where, and what is allowed.
+    """
+    layer = read_layer(path)
+    apply_overrides(layer, overrides)
+    return build_config(layer, path, overrides)
+
+
+def build_config(layer: Layer, path: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
+    """Returns the configuration of a file with the overrides applied to it, and logs the warnings.
+
+    Raises:
+        ConfigError: Keys contradict each other, or a value is not among the choices of the files.
+    """
+    config = layer.build(f"{path} and {COMMAND_LINE}" if overrides else str(path))
+    layer.warn(config, str(path))
+    return config
+
+
+def read_layer(path: str | os.PathLike[str]) -> Layer:
+    """Reads a file and the files it is based on.
+
+    Raises:
+        ConfigError: A file is not valid, or the chain of bases comes back to itself.
+    """
+    return _read_chain(path, ())
+
+
+def apply_overrides(layer: Layer, overrides: Sequence[str]) -> None:
+    """Applies `--key=value` settings to what the files say.
+
+    Raises:
+        ConfigError: Not of that form, an unknown key or an invalid value.
+    """
+    for text in overrides:
+        if not isinstance(text, str) or "=" not in text:
+            raise ConfigError(f"{COMMAND_LINE}: {show(text)}: must have the form --key=value")
+        key, _, value = text.partition("=")
+        _override(layer, key[2:] if key.startswith("--") else key, value)
+
+
+def _override(layer: Layer, key: str, text: str) -> None:
+    key, _, entry = key.partition(".")
+    key = SYNONYMS.get(key, key)
+    if key in IGNORED:
+        layer.notes[f"{key} (ignored)"] = None
+        return
+    option = find_option(key, COMMAND_LINE)
+    where = f"{COMMAND_LINE}: {key}"
+    value: Any = text
+    if entry:
+        if option.kind != "dict":
+            raise ConfigError(f"{COMMAND_LINE}: {show(f'{key}.{entry}')}: {key} is not a mapping")
+        value = {**layer.values.get(key, option.default), entry: parse_value(text, where)}
+    elif option.kind == "dict" or option.kind.startswith("list of "):
+        value = parse_value(text, where)
+    elif option.kind != "str":
+        value = resolve(text)
+    layer.set(option, value, COMMAND_LINE)
+
+
+def _read_chain(path: str | os.PathLike[str], chain: tuple[Path, ...]) -> Layer:
+    documents = read_documents(path)
+    file = Path(path).resolve()
+    if file in chain:
+        raise ConfigError("base: files inherit in a circle: " + " -> ".join(str(item) for item in (*chain, file)))
+    if len(documents) > 3:
+        raise ConfigError(f"{path}: has {len(documents)} documents: must be at most 3 (values, help texts, choices)")
+    values, helps, choices = documents + [Document()] * (3 - len(documents))
+    base = values.values.pop("base", None)
+    if base is None:
+        layer = Layer()
+    elif isinstance(base, str):
+        layer = _read_chain(find_file(Path(path).parent, base), (*chain, file))
+    else:
+        raise ConfigError(f"{path}:{values.lines['base']}: base = {show(base)}: must be the name of a file")
+    for key, (value, where) in _canonical(values, str(path), layer.notes).items():
+        layer.set(find_option(key, where), value, where)
+    for key, (value, _) in _canonical(helps, str(path), {}).items():
+        layer.helps[key] = " ".join(str(value).split())
+    for key, (value, where) in _canonical(choices, str(path), {}).items():
+        layer.choices[key] = (_read_choices(find_option(key, where), value, where), where)
+    return layer
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """The file of that name in a folder, or among the base files that come with the package (`base/...`)."""
+    shipped = Path(__file__).resolve().parent / name
+    return shipped if shipped.is_file() and not (folder / name).exists() else folder / name
+
+
+def _canonical(document: Document, path: str, notes: dict[str, None]) -> dict[str, tuple[Any, str]]:
+    """Returns values and their places under the keys of the schema, without ignored keys.
+
+    A synonym that is empty, as the ports' files have it beside the proper key, says nothing.
+    """
+    result: dict[str, tuple[Any, str]] = {}
+    for key in sorted(document.values, key=lambda key: key in SYNONYMS):
+        value, where = document.values[key], f"{path}:{document.lines[key]}"
+        proper = SYNONYMS.get(key, key)
+        if key in IGNORED:
+            notes[f"{key} (ignored)"] = None
+        elif key == proper:
+            result[key] = (value, where)
+        elif value not in ("", None):
+            given = result.get(proper, ("", ""))[0]
+            if given not in ("", None, value):
+                raise ConfigError(f"{where}: {key} = {show(value)} contradicts {proper} = {show(given)}")
+            result[proper] = (value, where)
+            notes[f"{key} (read as {proper})"] = None
+    return result
+
+
+def _read_choices(option: Option, value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: choices of {option.name} = {show(value)}: must be a list")
+    allowed = []
+    for item in value:
+        try:
+            allowed.append(check(option, item, where))
+        except ConfigError:
+            allowed.append(item)  # a choice that the schema does not have, which no checked value can equal
+    return allowed

@@ -1,0 +1,284 @@
+"""The configuration: every key with its type, default, help text and allowed values."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from covpool.config.contradictions import contradictions
+from covpool.config.values import Option, check, closest, show
+from covpool.config.yaml_file import write_yaml
+from covpool.errors import ConfigError
+
+
+def _key(section: str, default: Any, text: str, **rules: Any) -> Any:
+    metadata = {"help": text, "section": section, **rules}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_network = functools.partial(_key, "Network")
+_data = functools.partial(_key, "Data")
+_training = functools.partial(_key, "Training")
+_schedule = functools.partial(_key, "Learning rate and loss")
+_checkpoints = functools.partial(_key, "Evaluation while training and checkpoints")
+_run = functools.partial(_key, "Device and run")
+_export = functools.partial(_key, "Evaluation and export")
+_modelarts = functools.partial(_key, "ModelArts")
+
+_ADJUST = {"lrnorm": "lr_norm", "lrfast": "lr_fast", "lradju": "lr_adju"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """A valid configuration. Construction checks every value; see `options` for the keys.
+
+    Raises:
+        ConfigError: A value is of the wrong type, out of range, or contradicts another one.
+    """
+
+    net_name: str = _network("resnet18", "Network, by its name in the model registry.")
+    pooling: str = _network("dropcov", "Pooling before the classifier, by its name in the pooling registry.")
+    pooling_args: Mapping[str, Any] = _network(
+        {}, "Arguments of the pooling, e.g. {iterations: 5}; on the command line also --pooling_args.NAME=VALUE."
+    )
+    reduction_dim: int = _network(
+        128, "Channels d that the 1x1 convolution leaves for a covariance pooling.", bounds="x >= 1"
+    )
+    class_num: int = _network(1000, "Number of classes.", bounds="x >= 1")
+    in_channels: int = _network(3, "Channels of the input images.", choices=(1, 3))
+    stem: str = _network(
+        "imagenet",
+        "First layers: imagenet (7x7 stride 2 and max-pooling) or small (3x3 stride 1, for 28 to 64 pixels).",
+        choices=("imagenet", "small"),
+    )
+    base_width: int = _network(64, "Channels of the first stage.", bounds="x >= 1")
+
+    dataset: str = _data(
+        "image_folder",
+        "Kind of data set; imagenet2012 is an image folder, mindrecord one that scripts/to_mindrecord.py packed.",
+        choices=("image_folder", "imagenet2012", "mindrecord", "fashion_mnist", "cifar10"),
+        aliases={"imagenet": "imagenet2012"},
+    )
+    data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.")
+    image_list: str = _data(
+        "", "File that names the images of an image folder to use, from scripts/check_dataset.py; empty for all."
+    )
+    train_images: Optional[int] = _data(
+        None, "Train on this many images, drawn once and whatever the seed; null for all.", bounds="x >= 1"
+    )
+    bad_images: str = _data(
+        "error",
+        "Images that cannot be decoded: error stops at the first, by name; skip looks for them before the first epoch "
+        "and leaves them out.",
+        choices=("error", "skip"),
+    )
+    train_image_size: int = _data(224, "Height and width of training images, in pixels.", bounds="x >= 1")
+    eval_image_size: int = _data(224, "Height and width of evaluation images, in pixels.", bounds="x >= 1")
+    eval_crop_ratio: float = _data(
+        0.875, "Evaluation resizes the shorter side to eval_image_size / eval_crop_ratio.", bounds="0 < x <= 1"
+    )
+    augmentation: str = _data(
+        "imagenet",
+        "Training images: imagenet (random resized crop, flip), small (pad 4, random crop, flip) or none (as "
+        "evaluated).",
+        choices=("imagenet", "small", "none"),
+    )
+    crop_scale: tuple[float, ...] = _data(
+        (0.08, 1.0), "Smallest and largest area of the random resized crop.", length=2, bounds="0 < x <= 1"
+    )
+    crop_ratio: tuple[float, ...] = _data(
+        (0.75, 1.3333333), "Smallest and largest aspect ratio of the random resized crop.", length=2, bounds="x > 0"
+    )
+    flip_probability: float = _data(0.5, "Probability of a horizontal flip in training.", bounds="0 <= x <= 1")
+    mean: Optional[tuple[float, ...]] = _data(None, "Mean per channel, of 0 to 1; null for the data set's own.")
+    std: Optional[tuple[float, ...]] = _data(
+        None, "Standard deviation per channel; null for the data set's own.", bounds="x > 0"
+    )
+    interpolation: str = _data("bilinear", "Interpolation of resized images.", choices=("bilinear", "bicubic"))
+    num_workers: Optional[int] = _data(
+        None, "Parallel workers of the data pipeline per process; null to follow the cores.", bounds="x >= 1"
+    )
+
+    batch_size: int = _training(64, "Images per step and device.", bounds="x >= 1")
+    epoch_size: int = _training(100, "Number of epochs.", bounds="x >= 1")
+    optimizer: str = _training("momentum", "Optimiser.", choices=("sgd", "momentum"))
+    momentum: float = _training(0.9, "Momentum.", bounds="0 <= x < 1")
+    nesterov: bool = _training(False, "Nesterov's form of the momentum.")
+    weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="x >= 0")
+    freeze_bn: bool = _training(False, "Keep the running statistics of batch normalisation as loaded.")
+    amp_level: str = _training("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
+    loss_scale_mode: str = _training(
+        "fixed",
+        "Loss scale of mixed precision: fixed, or dynamic (starts at loss_scale; GPU and Ascend).",
+        choices=("fixed", "dynamic"),
+    )
+    loss_scale: float = _training(
+        1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", bounds="x > 0"
+    )
+    cpu_kernels: str = _training(
+        "mindspore",
+        "Kernels of a training on CPU in float32: MindSpore's, or compiled for the faster ones of this project, which "
+        "need a C++ compiler (g++, or the one named in CXX).",
+        choices=("mindspore", "compiled"),
+    )
+    seed: int = _training(1, "Seed of initialisation, shuffling, augmentation and dropout.", bounds="x >= 0")
+    log_interval: int = _training(100, "Steps between two lines of the log.", bounds="x >= 1")
+
+    lr_decay_mode: str = _schedule(
+        "cosine",
+        "Learning-rate schedule; lr_norm, lr_fast and lr_adju are those of CVPR 2020.",
+        choices=("linear", "poly", "cosine", "step", "steps", "lr_norm", "lr_fast", "lr_adju"),
+        aliases=_ADJUST,
+    )
+    lr_family: str = _schedule(
+        "resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2")
+    )
+    lr_designed_epochs: Optional[int] = _schedule(
+        None, "Epochs that lr_norm, lr_fast, lr_adju are meant for, to be stretched to epoch_size.", bounds="x >= 1"
+    )
+    lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="x >= 0")
+    lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="x >= 0")
+    lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="x >= 0")
+    warmup_epochs: int = _schedule(0, "Epochs of linear warm-up from lr_init to lr_max.", bounds="x >= 0")
+    lr_epochs: Optional[tuple[int, ...]] = _schedule(
+        None,
+        "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "
+        "0.7, 0.9 of the training for step, 0.3, 0.6, 0.8 for steps.",
+        bounds="x >= 1",
+    )
+    lr_gamma: float = _schedule(0.1, "Factor at each of lr_epochs.", bounds="0 < x <= 1")
+    use_label_smooth: bool = _schedule(True, "Smooth the labels of the training loss.")
+    label_smooth_factor: float = _schedule(
+        0.1, "Probability spread evenly over all classes by label smoothing.", bounds="0 <= x < 1"
+    )
+
+    run_eval: bool = _checkpoints(True, "Evaluate on val/ while training.")
+    eval_interval: int = _checkpoints(1, "Epochs between two evaluations.", bounds="x >= 1")
+    eval_start_epoch: int = _checkpoints(0, "Epoch of the first evaluation.", bounds="x >= 0")
+    save_best_ckpt: bool = _checkpoints(True, "Keep the checkpoint of the best evaluation.")
+    save_checkpoint: bool = _checkpoints(True, "Save checkpoints while training.")
+    save_checkpoint_epochs: int = _checkpoints(1, "Epochs between two checkpoints.", bounds="x >= 1")
+    save_checkpoint_steps: int = _checkpoints(
+        0, "Steps between two checkpoints within an epoch; 0 for none.", bounds="x >= 0"
+    )
+    keep_checkpoint_max: int = _checkpoints(5, "Number of checkpoints kept besides the best one.", bounds="x >= 1")
+    pre_trained: str = _checkpoints("", "Checkpoint to start from; another number of classes skips the classifier.")
+    resume_ckpt: str = _checkpoints("", "Checkpoint to resume from, or auto for the newest one under output_path.")
+
+    mode_name: str = _run(
+        "GRAPH",
+        "Execution mode.",
+        choices=("GRAPH", "PYNATIVE"),
+        aliases={"graph_mode": "GRAPH", "pynative_mode": "PYNATIVE"},
+    )
+    device_target: str = _run("CPU", "Kind of device.", choices=("CPU", "GPU", "Ascend"))
+    device_id: int = _run(0, "Device of a run that is not distributed.", bounds="x >= 0")
+    run_distribute: bool = _run(False, "Train data-parallel over the ranks that mpirun or msrun started.")
+    device_num: int = _run(1, "Number of ranks.", bounds="x >= 1")
+    rank_timeout: float = _run(
+        300.0, "Seconds of silence after which a rank counts as lost (mpirun on CPU).", bounds="x > 0"
+    )
+    enable_sink: bool = _run(False, "Let the device fetch the data itself (dataset sink mode).")
+    output_path: str = _run("./outputs", "Run folder; everything that is written goes there.")
+    progress: str = _run(
+        "auto", "Progress: bar, plain lines, or auto for a bar on a terminal.", choices=("auto", "bar", "plain")
+    )
+    debug: bool = _run(False, "Show the traceback of an error.")
+
+    checkpoint_file_path: str = _export("", "Checkpoint to evaluate or to export.")
+    result_path: str = _export("", "JSON file for the result of an evaluation.")
+    robustness: str = _export(
+        "none",
+        "Robustness set in data_path to evaluate on instead of val/, see docs/robustness.md.",
+        choices=("none", "imagenet_c", "imagenet_p", "imagenet_a", "stylized"),
+    )
+    class_names: str = _export(
+        "", "File with the network's classes, one a line; empty for the checkpoint's (robustness)."
+    )
+    file_name: str = _export("net", "Name of the exported file, without its ending.")
+    file_format: str = _export("MINDIR", "Format of the exported file.", choices=("MINDIR", "ONNX"))
+    height: Optional[int] = _export(None, "Height of exported images; null for eval_image_size.", bounds="x >= 1")
+    width: Optional[int] = _export(None, "Width of exported images; null for eval_image_size.", bounds="x >= 1")
+
+    enable_modelarts: bool = _modelarts(False, "Synchronise folders with the object store of ModelArts.")
+    data_url: str = _modelarts("", "Data set in the object store, copied to data_path.")
+    train_url: str = _modelarts("", "Folder in the object store that receives output_path at the end.")
+    checkpoint_url: str = _modelarts("", "Checkpoints in the object store, copied to load_path.")
+    load_path: str = _modelarts("", "Local folder of the copied checkpoints.")
+
+    def __post_init__(self) -> None:
+        for option in options().values():
+            value = check(option, getattr(self, option.name), "configuration")
+            object.__setattr__(self, option.name, value)
+        for problem in contradictions(self):
+            raise ConfigError(problem)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all keys with plain values (lists for tuples)."""
+        values = ((name, getattr(self, name)) for name in options())
+        return {name: _plain(value) for name, value in values}
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Writes all keys as YAML; `load_config` reads an equal configuration from it.
+
+        Raises:
+            OSError: The file cannot be written; an earlier file of that name stays as it was.
+        """
+        write_yaml(path, self.to_dict())
+
+    def replace(self, **changes: Any) -> Config:
+        """Returns a checked copy with other values.
+
+        Raises:
+            ConfigError: Unknown key or invalid value.
+        """
+        for name in changes:
+            find_option(name, "configuration")
+        return dataclasses.replace(self, **changes)
+
+
+@functools.lru_cache(maxsize=1)
+def options() -> Mapping[str, Option]:
+    """Returns every key, in the order of the sections."""
+    hints = typing.get_type_hints(Config)
+    table = {}
+    for item in dataclasses.fields(Config):
+        kind, optional = _kind(hints[item.name])
+        default = {} if item.default is dataclasses.MISSING else item.default
+        table[item.name] = Option(item.name, kind, optional, default, **item.metadata)
+    return types.MappingProxyType(table)
+
+
+def find_option(name: str, where: str) -> Option:
+    """Returns the key of that name.
+
+    Raises:
+        ConfigError: Unknown key; names `where` and the closest known key.
+    """
+    if name not in options():
+        raise ConfigError(f"{where}: unknown key {show(name)} (closest: {closest(name, options())})")
+    return options()[name]
+
+
+def _kind(hint: Any) -> tuple[str, bool]:
+    arguments = typing.get_args(hint)
+    if type(None) in arguments:
+        return _kind(arguments[0])[0], True
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return f"list of {arguments[0].__name__}", False
+    return ("dict" if origin is not None else hint.__name__), False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value

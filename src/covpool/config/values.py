@@ -1,0 +1,211 @@
+"""Typed values: what a configuration key accepts, and the check of one value."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from covpool.errors import ConfigError
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_BOUNDS = re.compile(r"(?:(?P<low>\S+) (?P<low_sign><=?) )?x(?: (?P<sign>[<>]=?) (?P<limit>\S+))?")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"": None, "~": None, "null": None, "True": True, "true": True, "False": False, "false": False}
+_MAX_INTEGER = 2**32 - 1  # the largest seed; no other key comes near it
+_NOUNS = {"int": "an integer", "float": "a number", "str": "a string", "dict": "a mapping of names to values"}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+@dataclass(frozen=True)
+class Option:
+    """One configuration key.
+
+    Args:
+        name: The key.
+        kind: `bool`, `int`, `float`, `str`, `dict`, `list of int` or `list of float`.
+        optional: Whether `null` is a value.
+        default: Value where no file and no command line gives one.
+        help: One sentence for `--help` and the reference.
+        section: Heading under which the key is shown.
+        choices: Allowed values; empty for any. Strings are compared without regard to case.
+        aliases: Other spellings (lower case) of choices, as older files have them.
+        bounds: Condition on the number, or on each number of a list, such as `0 <= x < 1`.
+        length: Number of elements of a list; 0 for any.
+    """
+
+    name: str
+    kind: str
+    optional: bool
+    default: Any
+    help: str
+    section: str
+    choices: tuple[Any, ...] = ()
+    aliases: Mapping[str, Any] = field(default_factory=dict)
+    bounds: str = ""
+    length: int = 0
+
+    @property
+    def type_name(self) -> str:
+        """Kind of value, as shown to the user."""
+        return f"{self.kind} or null" if self.optional else self.kind
+
+    def describe(self) -> str:
+        """What is allowed, to follow the words "must be"."""
+        if self.kind == "bool":
+            text = "True or False"
+        elif self.choices:
+            text = "one of " + ", ".join(map(str, self.choices))
+        elif self.kind.startswith("list of "):
+            text = f"a list of {self.length or ''} {'integers' if self.kind.endswith('int') else 'numbers'}"
+            text = " ".join(text.split())
+        else:
+            text = _NOUNS[self.kind]
+        if self.bounds:
+            text += f" with {self.bounds}" if self.kind.startswith("list") else f" with {self.readable_bounds}"
+        return f"{text}, or null" if self.optional else text
+
+    @property
+    def readable_bounds(self) -> str:
+        """The condition with the key's name in place of `x`."""
+        return re.sub(r"\bx\b", self.name, self.bounds)
+
+
+def show(value: object) -> str:
+    """Returns a value for a message, on one line and shortened."""
+    return _SHORT.repr(value)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns the known name most like the given one."""
+    return difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.0)[0]
+
+
+def resolve(text: str) -> bool | int | float | str | None:
+    """Reads an unquoted scalar: null, boolean, decimal number (also `1e-4`), else the text itself.
+
+    Unlike YAML 1.1, `yes`, `on`, `0x10`, `010`, `1_000`, `12:30` and dates stay text.
+    """
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def check(option: Option, value: object, where: str) -> Any:
+    """Returns the value in the type of the key.
+
+    Args:
+        option: The key.
+        value: A Python value, as read from a file, a command line or given by a program.
+        where: Origin of the value, for the error.
+
+    Raises:
+        ConfigError: The value is of another type, out of range or not among the choices.
+    """
+    try:
+        return _convert(option, value)
+    except (TypeError, ValueError, OverflowError):
+        hint = ""
+        if isinstance(value, str) and option.choices and option.kind == "str":
+            hint = f" (closest: {closest(value, [str(c) for c in option.choices])})"
+        elif isinstance(value, str) and option.kind not in ("str", "dict"):
+            hint = ", without quotes" if resolve(value) != value else ""
+        raise ConfigError(f"{where}: {option.name} = {show(value)}: must be {option.describe()}{hint}") from None
+
+
+def _convert(option: Option, value: object) -> Any:
+    if value is None and option.optional:
+        return None
+    if option.kind == "dict":
+        return _convert_mapping(value)
+    if option.kind.startswith("list of "):
+        if not isinstance(value, (list, tuple)) or (option.length and len(value) != option.length):
+            raise TypeError
+        kind = option.kind[len("list of ") :]
+        items = tuple(_convert_scalar(kind, item) for item in value)
+        if not all(_satisfies(option.bounds, item) for item in items):
+            raise ValueError
+        return items
+    scalar = _convert_scalar(option.kind, value)
+    if option.choices:
+        return _choose(option, scalar)
+    if not _satisfies(option.bounds, scalar):
+        raise ValueError
+    return scalar
+
+
+def _convert_scalar(kind: str, value: object) -> Any:
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value).__name__ != kind:
+        raise TypeError
+    _require_sane(value)
+    return value
+
+
+def _require_sane(value: object) -> None:
+    """Rejects what no key can mean: NaN, infinities, integers beyond 32 bits, text with NUL."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise ValueError
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError
+
+
+def _convert_mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return {_identifier(key): _convert_free(item) for key, item in value.items()}
+
+
+def _identifier(key: object) -> str:
+    if not isinstance(key, str) or not key.isidentifier():
+        raise ValueError
+    return key
+
+
+def _convert_free(value: object) -> Any:
+    """A value of unknown type: a scalar, or a list of such values."""
+    if isinstance(value, (list, tuple)):
+        return [_convert_free(item) for item in value]
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError
+    _require_sane(value)
+    return value
+
+
+def _choose(option: Option, value: Any) -> Any:
+    if not isinstance(value, str):
+        if value not in option.choices:
+            raise ValueError
+        return value
+    spellings = {str(choice).lower(): choice for choice in option.choices}
+    spellings.update(option.aliases)
+    if value.lower() not in spellings:
+        raise ValueError
+    return spellings[value.lower()]
+
+
+def _satisfies(bounds: str, value: Any) -> bool:
+    if not bounds:
+        return True
+    match = _BOUNDS.fullmatch(bounds)
+    assert match, f"malformed bounds {bounds!r}"  # noqa: S101 - an error of the schema, not of the user
+    parts = match.groupdict()
+    above = parts["low"] is None or _COMPARE[parts["low_sign"]](float(parts["low"]), value)
+    return above and (parts["limit"] is None or _COMPARE[parts["sign"]](value, float(parts["limit"])))

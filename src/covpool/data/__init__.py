@@ -1,0 +1,29 @@
+"""Data sets as sources, and the pipeline that turns a source into batches."""
+
+from __future__ import annotations
+
+from covpool.data.failures import pipeline_error, pipeline_errors
+from covpool.data.pipeline import (
+    create_dataset,
+    epoch_order,
+    evaluation_indices,
+    steps_per_epoch,
+    training_positions,
+)
+from covpool.data.sources import ArraySource, Source, array_source, open_source
+from covpool.data.usable import usable
+
+__all__ = [
+    "ArraySource",
+    "Source",
+    "array_source",
+    "create_dataset",
+    "epoch_order",
+    "evaluation_indices",
+    "open_source",
+    "pipeline_error",
+    "pipeline_errors",
+    "steps_per_epoch",
+    "training_positions",
+    "usable",
+]

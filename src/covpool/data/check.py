@@ -1,0 +1,149 @@
+"""Every problem of an image folder, found before training stumbles over the first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Callable, Optional
+
+from covpool.data.decoding import EXTENSIONS, printable
+from covpool.data.image_folder import is_folder, leads_nowhere, visible
+from covpool.data.inspection import Finding, inspect_files
+from covpool.data.sources import SPLITS
+from covpool.errors import UserError
+
+
+@dataclasses.dataclass
+class Report:
+    """What the check of an image folder came to.
+
+    Attributes:
+        images: Number of image files by split, bad ones included.
+        classes: Number of class folders by split.
+        findings: Problems and notes: of files in the order of their paths, then of classes, then of the whole.
+        clean: Images that can be used, as ``<split>/<class>/<file>``.
+    """
+
+    images: dict[str, int] = dataclasses.field(default_factory=dict)
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    clean: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Finding]:
+        """What keeps data from being used."""
+        return [finding for finding in self.findings if finding.is_problem]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """What is worth knowing."""
+        return [finding for finding in self.findings if not finding.is_problem]
+
+
+def check_image_folder(
+    root: Path,
+    workers: Optional[int] = None,
+    min_images: int = 1,
+    duplicates: bool = False,
+    progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
+) -> Report:
+    """Read and decode every image below ``train/`` and ``val/``, and look at the folders.
+
+    Args:
+        root: The data set.
+        workers: Processes, None for one per core.
+        min_images: A class with fewer usable training images is a problem.
+        duplicates: Whether to look for images of ``val/`` that are in ``train/`` too, byte for byte.
+        progress: Wraps an iterable of known length, e.g. in a progress bar.
+
+    Raises:
+        UserError: A process was killed.
+    """
+    report = Report()
+    listed = {split: _list_split(root, split, report) for split in SPLITS}
+    paths = [path for classes in listed.values() for members in classes.values() for path in members]
+    results = inspect_files([root / path for path in paths], workers, duplicates)
+    good: Counter[str] = Counter()
+    usable: list[str] = []
+    digests: dict[bytes, str] = {}
+    for (found, digest), path in zip(progress(results, len(paths)), paths):  # in this order the bar sees the end
+        split, label, _ = path.split("/")
+        report.findings += [dataclasses.replace(finding, path=printable(path)) for finding in found]
+        if not _is_image(path):
+            continue
+        if not any(finding.is_problem for finding in found):
+            good[f"{split}/{label}"] += 1
+            usable.append(path)
+        if split == "train" and digest:
+            digests[digest] = path
+        elif digest in digests:
+            text = f"has the same content as {printable(digests[digest])}"
+            report.findings.append(Finding(False, "duplicate", text, printable(path)))
+    report.images = {split: sum(_is_image(p) for p in paths if p.startswith(f"{split}/")) for split in SPLITS}
+    report.classes = {split: len(listed[split]) for split in SPLITS}
+    _check_classes(listed, good, min_images, report)
+    report.clean = [path for path in usable if good[f"train/{path.split('/')[1]}"]]
+    return report
+
+
+def _list_split(root: Path, split: str, report: Report) -> dict[str, list[str]]:
+    """Files by class folder, as paths below the root; what cannot be listed goes to the report."""
+    if not (root / split).is_dir():
+        is_needed = split == "train"
+        what = "is missing: the classes are its folders" if is_needed else "is missing: there is nothing to evaluate on"
+        report.findings.append(Finding(is_needed, "no folder", what, split))
+        return {}
+    classes: dict[str, list[str]] = {}
+    for name in _entries(root / split, split, report, want_folders=True):
+        place = f"{split}/{name}"
+        classes[name] = [f"{place}/{file}" for file in _entries(root / split / name, place, report, want_folders=False)]
+    return classes
+
+
+def _entries(folder: Path, place: str, report: Report, want_folders: bool) -> list[str]:
+    """Names of the folders, or of the files, in a folder; anything else that is there goes to the report."""
+    try:
+        entries = sorted(visible(folder), key=lambda entry: entry.name)
+    except UserError:
+        report.findings.append(Finding(True, "unreadable", "the folder cannot be listed", printable(place)))
+        return []
+    names = []
+    for entry in entries:
+        path = printable(f"{place}/{entry.name}")
+        if leads_nowhere(entry):
+            report.findings.append(Finding(True, "broken link", "the symbolic link leads nowhere", path))
+        elif is_folder(entry) if want_folders else entry.is_file():
+            names.append(entry.name)
+        else:
+            what = "a file beside the class folders" if want_folders else "no file: folders in a class are not entered"
+            report.findings.append(Finding(False, "left out", what, path))
+    return names
+
+
+def _check_classes(listed: dict[str, dict[str, list[str]]], good: Counter[str], least: int, report: Report) -> None:
+    def add(is_problem: bool, kind: str, text: str, path: str = "") -> None:
+        report.findings.append(Finding(is_problem, kind, text, printable(path)))
+
+    for split, classes in listed.items():
+        for label, members in classes.items():
+            place = f"{split}/{label}"
+            if not any(map(_is_image, members)):
+                is_needed = split == "train" or bool(members)
+                add(is_needed, "empty class", "the class folder holds no image", place)
+            elif split == "train" and good[place] < max(1, least):
+                add(True, "few images", f"{good[place]} usable image(s), {max(1, least)} needed", place)
+            if split == "val" and label not in listed["train"]:
+                add(True, "unknown class", "the class is not in train/", place)
+    for split, count in report.classes.items():
+        if not count and not any(finding.path == split for finding in report.findings):
+            add(True, "no folder", "there are no class folders", split)
+    if listed["train"] and not any(count for place, count in good.items() if place.startswith("train/")):
+        add(True, "no image", "no training image can be used", "train")
+    if len(listed["train"]) == 1:
+        add(True, "one class", "there is one class only: nothing to tell apart", "train")
+
+
+def _is_image(path: str) -> bool:
+    return Path(path).suffix.lower() in EXTENSIONS

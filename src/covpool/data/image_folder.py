@@ -1,0 +1,188 @@
+"""Images in ``data_path/train/<class>/*`` and ``data_path/val/<class>/*``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from covpool.data.decoding import EXTENSIONS, printable
+from covpool.data.image_list import read_image_list
+from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, _frozen
+from covpool.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource(Source):
+    """Encoded image files of one split.
+
+    Attributes:
+        root: The folder ``data_path/<split>``.
+        files: Paths below ``root`` as bytes, shape (n,): a third of the memory of a million strings, and names that
+            are no valid UTF-8 keep their bytes.
+    """
+
+    root: Path = Path()
+    files: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, "S1"))
+
+    @property
+    def image_shape(self) -> Optional[tuple[int, int, int]]:
+        """None: files of any size."""
+        return None
+
+    def path(self, index: int) -> Path:
+        """Return the path of one image."""
+        return self.root / os.fsdecode(self.files[index])
+
+    def describe(self, index: int) -> str:
+        """Return the path of one image, on one line."""
+        return printable(self.path(index))
+
+    def read(self, index: int) -> np.ndarray:
+        """Return the bytes of one file, uint8 (n,)."""
+        try:
+            return np.fromfile(self.path(index), np.uint8)
+        except OSError as error:
+            raise UserError(f"cannot read image {self.describe(index)}: {error.strerror or error}") from error
+
+    def stamp(self) -> str:
+        """Return a digest of names, sizes and times of change of all files."""
+        digest = hashlib.sha256()
+        for index in range(self.num_samples):
+            try:
+                found = self.path(index).stat()
+                state = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError as error:
+                state = f"error {error.errno}"
+            digest.update(bytes(self.files[index]) + b"\0" + state.encode() + b"\0")
+        return digest.hexdigest()
+
+    def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
+        return {"files": self.files[chosen]}
+
+
+def open_image_folder(folder: Path, split: str, image_list: Optional[Path] = None) -> FolderSource:
+    """List one split of an image folder. Class indices follow the sorted folder names of ``train/`` for both splits.
+
+    Files are sorted by name within a class. Names that begin with a dot and files that are no images are left out;
+    folders below a class folder are not entered; symbolic links are followed. With an ``image_list`` nothing is listed:
+    classes and files are those of the list, in the same order.
+
+    Args:
+        folder: Holds ``train/`` and, for that split, ``val/``.
+        split: ``"train"`` or ``"val"``.
+        image_list: A file that names the images to use, see ``image_list.py``.
+
+    Raises:
+        UserError: No such folders, a class without images, a class in ``val/`` that ``train/`` lacks, or a symbolic
+            link that leads nowhere.
+    """
+    if image_list is None:
+        train_classes = class_names(folder / "train")
+        names = train_classes if split == "train" else class_names(folder / split)
+        members = {name: image_names(folder / split / name, may_be_empty=split != "train") for name in names}
+    else:
+        listed = read_image_list(image_list)
+        for needed in {"train", split}:  # the classes are those of train/
+            if needed not in listed:
+                raise UserError(f"image_list {image_list} names no image of {needed}/")
+        train_classes, members = list(listed["train"]), listed[split]
+    index_of = {name: index for index, name in enumerate(train_classes)}
+    unknown = [name for name in members if name not in index_of]
+    if unknown:
+        raise UserError(
+            f"{folder / split}: {len(unknown)} class folder(s) that {folder / 'train'} does not have, "
+            f"first {unknown[0]!r}"
+        )
+    files = [os.fsencode(f"{name}/{file}") for name, inside in members.items() for file in inside]
+    if not files:
+        raise UserError(f"no image in the class folders of {folder / split}")
+    labels = np.repeat([index_of[name] for name in members], [len(inside) for inside in members.values()])
+    return FolderSource(
+        name=str(folder),
+        split=split,
+        class_names=tuple(train_classes),
+        labels=_frozen(labels.astype(np.int32)),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        root=folder / split,
+        files=_frozen(np.asarray(files, dtype=bytes)),
+    )
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the class folders of a split, sorted.
+
+    Raises:
+        UserError: There are none, or a symbolic link leads nowhere.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: an image folder holds train/ and val/, each with one folder per class")
+    names = [entry.name for entry in visible(folder) if is_folder(entry)]
+    if not names:
+        raise UserError(f"no class folders in {folder}")
+    return sorted(names)
+
+
+def image_names(folder: Path, may_be_empty: bool = False) -> list[str]:
+    """Return the names of the images of a class folder, sorted.
+
+    Args:
+        folder: The class folder.
+        may_be_empty: Whether a folder in which there is nothing at all is fine.
+
+    Raises:
+        UserError: There are none, or a symbolic link leads nowhere.
+    """
+    names = []
+    others = set()
+    for entry in visible(folder):
+        extension = Path(entry.name).suffix.lower()
+        if extension not in EXTENSIONS:
+            others.add(extension)
+        elif leads_nowhere(entry):
+            raise UserError(f"symbolic link leads nowhere: {printable(entry.path)}")
+        elif entry.is_file():
+            names.append(entry.name)
+    if not names and (others or not may_be_empty):
+        found = f", only {', '.join(sorted(others - {''}))}" if others - {""} else ""
+        raise UserError(
+            f"class folder without images: {printable(folder)} (readable are {', '.join(EXTENSIONS)}{found})"
+        )
+    return sorted(names)
+
+
+def visible(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, without names that begin with a dot.
+
+    Raises:
+        UserError: It cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot list {printable(folder)}: {error.strerror or error}") from error
+
+
+def leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Return whether this is a symbolic link to nothing, or one that leads to itself."""
+    try:
+        return entry.is_symlink() and not Path(entry.path).exists()
+    except OSError:  # a loop, before Python 3.13
+        return True
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether this is a folder or a link to one.
+
+    Raises:
+        UserError: A symbolic link that leads nowhere.
+    """
+    if leads_nowhere(entry):
+        raise UserError(f"symbolic link leads nowhere: {printable(entry.path)}")
+    return entry.is_dir()

@@ -1,0 +1,129 @@
+"""Accuracy and loss over a dataset, every image counted once on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from covpool.data import pipeline_errors
+from covpool.runtime.distributed import World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result over all images of all ranks.
+
+    Attributes:
+        correct: Images whose class was ranked first, per true class, int64 (K,).
+        correct_5: The same for the first five (all classes, where there are fewer).
+        total: Images per true class, int64 (K,).
+        loss: Mean cross entropy per image, without label smoothing.
+    """
+
+    correct: np.ndarray
+    correct_5: np.ndarray
+    total: np.ndarray
+    loss: float
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images."""
+        return int(self.total.sum())
+
+    @property
+    def top_1(self) -> float:
+        """Fraction of images whose class was ranked first."""
+        return float(self.correct.sum() / self.total.sum())
+
+    @property
+    def top_5(self) -> float:
+        """Fraction of images whose class was among the first five."""
+        return float(self.correct_5.sum() / self.total.sum())
+
+    def to_dict(self, class_names: Sequence[str] = ()) -> dict[str, Any]:
+        """Plain values for JSON; per-class accuracy by name, or by index where there is no name."""
+        names = [*class_names, *(str(i) for i in range(len(class_names), len(self.total)))]
+        return {
+            "top_1_accuracy": self.top_1,
+            "top_5_accuracy": self.top_5,
+            "loss": self.loss,
+            "num_samples": self.num_samples,
+            "per_class": {
+                name: {"top_1_accuracy": float(hit / n), "num_samples": int(n)}
+                for name, hit, n in zip(names, self.correct, self.total)
+                if n
+            },
+        }
+
+
+def count_batch(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Sums of one batch: rows correct, correct among five, total and loss, per true class; float64 (4, classes).
+
+    An image counts as correct within k if fewer than k classes have a higher logit and, on equal logits, a lower
+    index: the class that ``argmax`` names first. A NaN among the logits is never correct.
+    """
+    logits = logits.astype(np.float64)
+    rows = np.arange(len(labels))
+    own = logits[rows, labels][:, None]
+    ahead = (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
+    finite = ~np.isnan(logits).any(1)
+    highest = logits.max(1, keepdims=True)
+    losses = (highest + np.log(np.exp(logits - highest).sum(1, keepdims=True)) - own)[:, 0]
+    sums = [finite & (ahead < 1), finite & (ahead < 5), np.ones(len(labels)), losses]
+    return np.stack([np.bincount(labels, weights=np.asarray(s, np.float64), minlength=classes) for s in sums])
+
+
+def evaluate(
+    network: nn.Cell, batches: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, batch_size: int, world: World
+) -> Evaluation:
+    """Evaluate a network; every rank calls it with its own part of the images, all get the result of the whole.
+
+    Args:
+        network: (N, 3, H, W) -> (N, num_classes); put into evaluation mode, and back into the mode it was in.
+        batches: Images (n, 3, H, W) and labels (n,) as NumPy arrays, n <= batch_size; may be empty on some ranks.
+        num_classes: K.
+        batch_size: Incomplete batches are filled up to it with zeros, which are not counted: one graph serves all.
+        world: Ranks over which counts (never averages) are summed.
+    """
+    was_training = network.training
+    network.set_train(False)
+    sums = np.zeros((4, num_classes), np.float64)
+    before: list[tuple[ms.Tensor, np.ndarray]] = []
+    for images, labels in batches:
+        count = len(labels)
+        if count < batch_size:
+            images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), images.dtype)])
+        running = network(ms.Tensor(images)), labels
+        # Reading logits waits for the device: those of the last batch are read while this one is computed.
+        sums += _counted(before, num_classes)
+        before = [running]
+    sums += _counted(before, num_classes)
+    network.set_train(was_training)
+    sums = world.sum(sums)
+    correct, correct_5, total = sums[:3].round().astype(np.int64)
+    if not total.sum():
+        raise ValueError("nothing to evaluate: no rank has an image")
+    return Evaluation(correct, correct_5, total, float(sums[3].sum() / total.sum()))
+
+
+def _counted(batches: Sequence[tuple[ms.Tensor, np.ndarray]], classes: int) -> np.ndarray:
+    sums = np.zeros((4, classes), np.float64)
+    for logits, labels in batches:
+        sums += count_batch(logits.asnumpy()[: len(labels)], labels, classes)
+    return sums
+
+
+def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of a MindSpore dataset as NumPy arrays; nothing for None (a rank without images).
+
+    Raises:
+        UserError: An image that cannot be read, by name.
+    """
+    if dataset is not None:
+        with pipeline_errors():
+            yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)

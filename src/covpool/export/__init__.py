@@ -1,0 +1,19 @@
+"""Export to MindIR and ONNX, the check of the files, and prediction from them."""
+
+from covpool.export.folding import fold_batch_norm
+from covpool.export.formats import FORMATS, ExportedModel, open_exported
+from covpool.export.predict import Prediction, find_images, predict
+from covpool.export.run import Exported, export_checkpoint, export_network
+
+__all__ = [
+    "FORMATS",
+    "Exported",
+    "ExportedModel",
+    "Prediction",
+    "export_checkpoint",
+    "export_network",
+    "find_images",
+    "fold_batch_norm",
+    "open_exported",
+    "predict",
+]

@@ -1,0 +1,98 @@
+"""ONNX files: writing them for any batch size, and running them with ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from covpool.errors import UserError
+from covpool.export.mindir import first_line, write_graph
+from covpool.export.mindir_graph import read_graph
+from covpool.export.seal import check_seal, seal
+
+PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
+
+# Images of the traced batch: what MindSpore computes in advance for each image of the batch then serves any number.
+_TRACED = 1
+
+
+def write_onnx(network: nn.Cell, path: Path, shape: tuple[int, int, int], about: Mapping[str, Any]) -> None:
+    """Write the evaluation graph of a network as ONNX: ``images`` (n, *shape) of any n -> ``logits`` (n, K).
+
+    MindSpore's own MindIR is translated operator by operator. It is traced with one image, so that every other size
+    is a constant; networks and poolings here leave the batch open in what they compute (reshape to -1).
+
+    Args:
+        network: The network, batch normalisations folded.
+        path: File to write, ending in ``.onnx``.
+        shape: Channels, height and width of the images.
+        about: Facts that JSON can hold (class names, image transform); each travels as one metadata property.
+
+    Raises:
+        UserError: If the network holds an operator that has no counterpart, is too large, or the file cannot be
+            written.
+    """
+    import onnx  # after MindSpore, whose generated code needs protobuf's Python implementation
+
+    from covpool.export.onnx_graph import IR_VERSION, OPSET, onnx_graph
+
+    with tempfile.TemporaryDirectory() as folder:
+        traced = Path(folder, "traced.mindir")
+        write_graph(network, ms.Tensor(np.zeros((_TRACED, *shape), np.float32)), traced)
+        graph = onnx_graph(read_graph(traced), shape, network.num_classes)
+    model = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="mindspore-gcp",
+    )
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
+    onnx.checker.check_model(model, full_check=True)
+    try:
+        path.write_bytes(model.SerializeToString())
+        seal(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class OnnxModel:
+    """An ONNX file, ready to run: images (n, channels, height, width) float32 -> logits (n, K), NumPy arrays.
+
+    Attributes:
+        about: What travelled with the graph: ``class_names`` and the image ``transform``.
+
+    Args:
+        path: The file.
+        device_target: 'CPU', 'GPU' or 'Ascend'.
+
+    Raises:
+        UserError: If the file is missing, damaged or not ONNX, or ONNX Runtime does not serve the device.
+    """
+
+    def __init__(self, path: Path, device_target: str = "CPU") -> None:
+        import onnxruntime
+
+        check_seal(path)
+        provider, available = PROVIDERS[device_target], onnxruntime.get_available_providers()
+        if provider not in available:
+            raise UserError(f"this ONNX Runtime has no {provider} for {device_target}; it has {', '.join(available)}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            properties = self._session.get_modelmeta().custom_metadata_map
+            self.about: dict[str, Any] = {key: json.loads(value) for key, value in properties.items()}
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise UserError(f"{path} is damaged or not an ONNX file of export.py: {first_line(error)}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Logits of a batch."""
+        return self._session.run(None, {self._input: np.ascontiguousarray(images, np.float32)})[0]

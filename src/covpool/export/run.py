@@ -1,0 +1,212 @@
+"""Export of a network or checkpoint, and the check of the file that came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from covpool.build import architecture, build_model
+from covpool.checkpoints.format import load_network, read_checkpoint
+from covpool.config import Config
+from covpool.data import Source, create_dataset, open_source
+from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from covpool.errors import UserError
+from covpool.evaluation import numpy_batches
+from covpool.export.folding import fold_batch_norm
+from covpool.export.formats import FORMATS
+from covpool.export.mindir import first_line
+from covpool.runtime.distributed import exact_convolutions
+from covpool.runtime.files import whole_file
+
+# Largest allowed differences from the network: logits of the file, feature maps after folding.
+FILE_TOLERANCE = 1e-4
+FOLDING_TOLERANCE = 1e-5
+BATCHES = (1, 5)
+SAMPLE = Path(__file__).resolve().parents[3] / "data" / "fashion_mnist_sample"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to.
+
+    Attributes:
+        path: The file.
+        difference: Largest difference between file and network, relative to the largest logit.
+        folding_difference: Norm of the difference that folding the batch normalisations makes to the feature maps,
+            relative to their norm.
+    """
+
+    path: Path
+    difference: float
+    folding_difference: float
+
+
+def export_network(
+    network: nn.Cell, path: str | Path, file_format: str, images: np.ndarray, about: Mapping[str, Any]
+) -> Exported:
+    """Fold the batch normalisations, write the graph, load the file and compare it with the network.
+
+    A file that fails the comparison is removed; an earlier one of that name then stays.
+
+    Args:
+        network: The network; it stays as it is.
+        path: File to write; the format's ending is added where it is missing.
+        file_format: 'MINDIR' or 'ONNX'.
+        images: Images for the comparison, (n, channels, height, width) float32, computed in two batches.
+        about: Facts that travel with the file, see :func:`image_transform`.
+
+    Raises:
+        UserError: If the network cannot be written in this format, or the file computes something else.
+    """
+    chosen = FORMATS[file_format]
+    _, channels, height, width = images.shape
+    path = Path(path)
+    path = path if path.suffix == chosen.ending else path.with_name(path.name + chosen.ending)
+    features, expected = _features_and_logits(network, images)
+    if not np.isfinite(expected).all():
+        raise UserError("the network's logits are not finite on the images of the comparison")
+    folded = fold_batch_norm(network)
+    # Compared before the pooling, which is the same in both and may magnify the rounding (a root at zero does).
+    change = _features_and_logits(folded, images)[0] - features
+    folding_difference = float(np.linalg.norm(change) / (np.linalg.norm(features) or 1.0))
+    if not folding_difference <= FOLDING_TOLERANCE:
+        raise UserError(
+            f"folding the batch normalisations changes the features by {folding_difference:.2e} of their norm, "
+            f"over {FOLDING_TOLERANCE}"
+        )
+    try:
+        with whole_file(path) as temporary:
+            chosen.write(folded, temporary, (channels, height, width), about)
+            difference = _compare(chosen.load(temporary, "CPU"), images, expected)
+            if not difference <= FILE_TOLERANCE:
+                raise UserError(
+                    f"the exported file differs from the network by {difference:.2e} of the largest logit, over "
+                    f"{FILE_TOLERANCE}"
+                )
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return Exported(path, difference, folding_difference)
+
+
+def export_checkpoint(config: Config) -> tuple[Exported, str]:
+    """Export ``checkpoint_file_path`` and compare the file with the network on real images.
+
+    The images are those of ``data_path``, or the sample in this repository where that is not at hand.
+
+    Returns:
+        What came out, and the name of the images' source.
+
+    Raises:
+        UserError: If the checkpoint does not fit, the file cannot be written, or it computes something else.
+    """
+    exact_convolutions()  # with those of a GPU's default the comparisons would see nothing but rounding
+    network = build_model(config)
+    checkpoint = read_checkpoint(config.checkpoint_file_path)
+    load_network(network, checkpoint, architecture(config))
+    height, width = config.height or config.eval_image_size, config.width or config.eval_image_size
+    transform = image_transform(config, checkpoint.about, height, width)
+    about = {
+        "architecture": architecture(config),
+        "class_names": checkpoint.about.get("class_names", []),
+        "transform": transform,
+    }
+    source = _source(config)
+    images = np.concatenate(list(transformed(source, transform, sum(BATCHES))))
+    return export_network(network, config.file_name, config.file_format, images, about), source.name
+
+
+def image_transform(config: Config, about: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """What turns an image file into the network's input; travels with the exported file.
+
+    Mean and standard deviation are the configuration's, else those that the checkpoint was trained with, else
+    ImageNet's for an image folder.
+
+    Raises:
+        UserError: If nothing says how the images of this data set are normalised.
+    """
+    folder = config.dataset in ("image_folder", "imagenet2012")
+    statistics = {}
+    for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        value = getattr(config, key) or about.get(key) or (default if folder else None)
+        if value is None:
+            raise UserError(f"the checkpoint does not say its {key} per channel: give --{key}=[...]", exit_code=2)
+        statistics[key] = [float(v) for v in value]
+    return {
+        "height": height,
+        "width": width,
+        "crop_ratio": config.eval_crop_ratio,
+        "interpolation": config.interpolation,
+        "channels": config.in_channels,
+        **statistics,
+    }
+
+
+def transformed(source: Source, transform: dict[str, Any], batch_size: int) -> Iterator[np.ndarray]:
+    """Batches of a source's images as the exported network expects them, float32 (n, channels, height, width)."""
+    height, width = transform["height"], transform["width"]
+    dataset = create_dataset(
+        source,
+        training=False,
+        image_size=max(height, width),
+        batch_size=batch_size,
+        eval_crop_ratio=transform["crop_ratio"],
+        interpolation=transform["interpolation"],
+        mean=transform["mean"],
+        std=transform["std"],
+        channels=transform["channels"],
+    )
+    top, left = (max(height, width) - height) // 2, (max(height, width) - width) // 2
+    for images, _ in numpy_batches(dataset):
+        yield images[:, :, top : top + height, left : left + width]
+
+
+def _source(config: Config) -> Source:
+    if config.data_path and Path(config.data_path).is_dir():
+        source = open_source(config.dataset, config.data_path, "val")
+    elif SAMPLE.is_dir():
+        source = open_source("image_folder", SAMPLE, "val")
+    else:
+        raise UserError("no images to check the exported file with: give --data_path=DIR", exit_code=2)
+    wanted = min(sum(BATCHES), source.num_samples)
+    return source.subset(np.linspace(0, source.num_samples - 1, wanted, dtype=np.int64).tolist())
+
+
+class _FeaturesAndLogits(nn.Cell):
+    """Both outputs of a network in one graph; the network's parameters keep their names."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        features = self.network.forward_features(x)
+        return features, self.network.forward_head(features)
+
+
+def _features_and_logits(network: nn.Cell, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    was_training = network.training
+    features, logits = _FeaturesAndLogits(network).set_train(False)(ms.Tensor(images))
+    network.set_train(was_training)
+    return features.asnumpy(), logits.asnumpy()
+
+
+def _compare(exported: Any, images: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of the file's logits, at two batch sizes where there are images enough."""
+    parts = [part for part in np.split(images, [BATCHES[0]]) if len(part)]
+    try:
+        found = np.concatenate([exported(part) for part in parts])
+    except Exception as error:  # the runtimes' errors have no common base
+        sizes = " and ".join(str(len(part)) for part in parts)
+        raise UserError(f"the exported file does not run with {sizes} images: {first_line(error)}") from error
+    return _difference(found, expected)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, relative to the largest expected value (absolute where all are zero)."""
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))

@@ -1,0 +1,86 @@
+"""The one place where a network is given kernels of the CPU."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mindspore import nn
+
+from covpool.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
+from covpool.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
+from covpool.kernels.covariance import CompiledCentre, CompiledSymmetricVector
+from covpool.kernels.element_wise import CompiledAffine, CompiledSignedRootL2
+from covpool.kernels.library import compile_kernels, set_threads, threads_of_process
+from covpool.pooling.covariance import Centre, SymmetricVector
+from covpool.pooling.element_wise import Affine, SignedRootL2
+
+logger = logging.getLogger(__name__)
+
+CPU_KERNELS = ("mindspore", "compiled")
+
+
+def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None) -> int:
+    """Let a network that is trained on CPU in float32 use other kernels, in place.
+
+    Parameters, their names and their order stay; results differ by rounding. The network that is exported is another
+    one: the operators are files of this machine.
+
+    Args:
+        network: Any network.
+        choice: 'mindspore' to leave it alone, or 'compiled' for the kernels of this package: 3x3 convolutions of stride
+            1 with multiples of 32 channels, a 7x7 convolution of images, batch normalisation in training, centring and
+            triangle of a covariance, its signed root, scale and shift.
+        threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
+
+    Returns:
+        The number of cells that were replaced.
+
+    Raises:
+        ValueError: No such choice.
+        UserError: The kernels cannot be compiled.
+    """
+    if choice not in CPU_KERNELS:
+        raise ValueError(f"CPU kernels must be one of {', '.join(CPU_KERNELS)}, not {choice!r}")
+    if choice == "mindspore":
+        return 0
+    library, threads = compile_kernels(), threads or threads_of_process()
+    set_threads(library, threads)
+    count = _replace(network, library)
+    logger.info("compiled CPU kernels in %d cells, %d thread%s", count, threads, "" if threads == 1 else "s")
+    return count
+
+
+def _replace(network: nn.Cell, library: Path) -> int:
+    count = 0
+    for name, cell in network.name_cells().items():
+        new = _replacement(cell, library)
+        if new is not None:
+            # Not by setattr, which would put another prefix before the names of the parameters.
+            network._cells[name] = new
+            count += 1
+        elif not isinstance(cell, CompiledBatchNorm2d):  # it holds MindSpore's, for evaluation
+            count += _replace(cell, library)
+    if isinstance(network, nn.SequentialCell):
+        network.cell_list = list(network.cells())
+    return count
+
+
+def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
+    """What stands for a cell; None for itself."""
+    if isinstance(cell, nn.Conv2d):
+        if takes_winograd(cell):
+            return CompiledConv2d(cell, winograd_operator(library))
+        if takes_stem(cell):
+            return CompiledConv2d(cell, stem_operator(library, cell.out_channels))
+    if isinstance(cell, nn.BatchNorm2d):
+        return CompiledBatchNorm2d(cell, batch_norm_operator(library))
+    if type(cell) is Centre:
+        return CompiledCentre(library)
+    if type(cell) is SymmetricVector:
+        return CompiledSymmetricVector(cell.channels, library)
+    if type(cell) is SignedRootL2:
+        return CompiledSignedRootL2(library)
+    if type(cell) is Affine:
+        return CompiledAffine(cell, library)
+    return None

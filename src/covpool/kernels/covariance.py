@@ -1,0 +1,52 @@
+"""Centring and the upper triangle of a covariance, each in one pass over memory, on CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import ops
+
+from covpool.pooling.base import row_sums
+from covpool.pooling.covariance import Centre, SymmetricVector, constant_column
+
+
+class CompiledCentre(Centre):
+    """As :class:`Centre`; the gradient passes the subtraction of the mean unchanged there, too."""
+
+    def __init__(self, library: Path) -> None:
+        super().__init__()
+
+        def bprop(x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
+            return (dout,)
+
+        self.operator = ops.Custom(f"{library}:centre", lambda x: x, lambda x: x, "aot", bprop=bprop)
+
+    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """Centred map and mean."""
+        _, c, h, w = x.shape
+        flat = x.reshape(-1, h * w)
+        mean = row_sums(flat, 1.0 / (h * w))  # no part of the graph where nothing uses it
+        return self.operator(flat).reshape(-1, c, h * w), mean.reshape(-1, c)
+
+
+class CompiledSymmetricVector(SymmetricVector):
+    """As :class:`SymmetricVector`: rows of the triangle are copied where MindSpore gathers single numbers."""
+
+    def __init__(self, channels: int, library: Path) -> None:
+        super().__init__(channels)
+        d, k = channels, channels * (channels + 1) // 2
+        self.triangle = ops.Custom(f"{library}:triangle", lambda c, f: (c[0], k), lambda c, f: c, "aot")
+        self.adjoint = ops.Custom(f"{library}:triangle_gradient", lambda v, f: (v[0], d, d), lambda v, f: v, "aot")
+
+    def construct(self, c: ms.Tensor) -> ms.Tensor:
+        """The vector of a batch of matrices."""
+        return self.scaled(c, 1.0)
+
+    def scaled(self, c: ms.Tensor, factor: float) -> ms.Tensor:
+        """V times a factor, `(N, d, d) -> (N, d(d+1)/2)`; without a gradient of its own."""
+        return self.triangle(c, constant_column(1, factor))
+
+    def spread(self, dout: ms.Tensor, factor: float = 1.0) -> ms.Tensor:
+        """The adjoint of V, symmetrised, times a factor: `(N, d(d+1)/2) -> (N, d, d)`."""
+        return self.adjoint(dout, constant_column(1, factor))

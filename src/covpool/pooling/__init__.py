@@ -1,0 +1,40 @@
+"""Poolings of convolutional feature maps, by name.
+
+create_pooling("dropcov", channels=128) -> nn.Cell, (N, 128, H, W) -> (N, cell.out_features)
+"""
+
+from __future__ import annotations
+
+from covpool.pooling.dropcov import DropCov
+from covpool.pooling.element_wise import BCNN, BCNNLT, LayerNormPooling, SigmE
+from covpool.pooling.fast_mpn import FastMPN
+from covpool.pooling.matrix_functions import APN, IBCNN, IBCNNLT, MPN, ILogM, LogM
+from covpool.pooling.max_exp import MaxExp
+from covpool.pooling.plain import CovariancePooling, GlobalAveragePooling
+from covpool.pooling.registry import PoolingInfo, create_pooling, list_poolings, pooling_info, register_pooling
+from covpool.registry import UnknownNameError
+
+__all__ = [
+    "PoolingInfo",
+    "UnknownNameError",
+    "create_pooling",
+    "list_poolings",
+    "pooling_info",
+    "register_pooling",
+]
+
+register_pooling("gap", GlobalAveragePooling, is_covariance=False)
+register_pooling("gcp", CovariancePooling)
+register_pooling("dropcov", DropCov)
+register_pooling("fast_mpn", FastMPN)
+register_pooling("bcnn", BCNN)
+register_pooling("bcnn_lt", BCNNLT)
+register_pooling("sigme", SigmE)
+register_pooling("layernorm", LayerNormPooling)
+register_pooling("logm", LogM)
+register_pooling("ilogm", ILogM)
+register_pooling("mpn", MPN)
+register_pooling("apn", APN)
+register_pooling("ibcnn", IBCNN)
+register_pooling("ibcnn_lt", IBCNNLT)
+register_pooling("maxexp", MaxExp)

@@ -1,0 +1,63 @@
+"""Uniform random numbers as a pure function of a seed, a step counter and the place of the element.
+
+MindSpore's random kernels keep their state inside the kernel, where no checkpoint reaches it. Here the only state is a
+counter, a parameter that is saved and restored with the network, so a resumed run draws what the unbroken one would.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from covpool.pooling.base import Float32Cell
+
+# Odd multipliers of the "lowbias32" integer hash (C. Wellons, "Prospecting for Hash Functions", 2018), and the odd
+# integer nearest to 2^32 / golden ratio for the counter; all as signed 32-bit values, products wrap around.
+_MULTIPLIER_1 = 0x7FEB352D
+_MULTIPLIER_2 = 0x846CA68B - (1 << 32)
+_GOLDEN = 0x9E3779B9 - (1 << 32)
+
+
+class CounterUniform(Float32Cell):
+    """Uniform float32 in [0, 1) of shape `(n, d)`, other numbers at every call.
+
+    The element's table entry (a hash of seed and place, made once) and the counter are mixed by two rounds of
+    xor-shift and multiplication on 32-bit integers; the upper 24 bits are the result. Shifts are arithmetic: a round
+    then maps two inputs to one value, which changes nothing in the distribution, and an operator is saved.
+    Only operators that CPU, GPU and Ascend have in graph and PyNative mode are used.
+
+    Attributes:
+        seed: Python integer; set it before the first call (before compilation).
+        counter: int32 parameter, the number of calls so far.
+
+    Args:
+        seed: First value of the attribute.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.counter = ms.Parameter(ms.Tensor(0, ms.int32), name="counter", requires_grad=False)
+
+    def construct(self, n: int, d: int) -> ms.Tensor:
+        """Draw numbers of shape (n, d) and advance the counter."""
+        h = ops.bitwise_xor(_table(self.seed, n, d), self.counter * _GOLDEN)
+        ops.assign_add(self.counter, 1)
+        h = ops.bitwise_xor(h, ops.bitwise_right_shift(h, 16)) * _MULTIPLIER_1
+        h = ops.bitwise_xor(h, ops.bitwise_right_shift(h, 15)) * _MULTIPLIER_2
+        return ops.bitwise_right_shift(h, 8).astype(ms.float32) * (2.0**-24) + 0.5
+
+
+@functools.lru_cache(maxsize=16)
+def _hashed_places(seed: int, n: int, d: int) -> np.ndarray:
+    """int32 `(n, d)`: well mixed bits for every place, other ones for every seed."""
+    return np.random.Generator(np.random.Philox(seed)).integers(-(2**31), 2**31, (n, d), dtype=np.int32)
+
+
+@ms.ops.constexpr
+def _table(seed: int, n: int, d: int) -> ms.Tensor:
+    """The table of places as a constant of the compiled graph."""
+    return ms.Tensor(_hashed_places(seed, n, d))

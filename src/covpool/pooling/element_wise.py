@@ -1,0 +1,164 @@
+"""Normalisations of the covariance vector that work on its entries: B-CNN, SigmE, layer normalisation."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import mindspore as ms
+from mindspore import ops
+
+from covpool.pooling.base import Float32Cell, Pooling, check_float, repeat_columns, row_sums
+from covpool.pooling.covariance import CovarianceVector, vector_length
+
+_SMALLEST = 1e-37
+
+
+class SignedRootL2(Float32Cell):
+    r"""l2(ssqrt(v)) along the last axis, `(N, K) -> (N, K)`: sign(v) sqrt(|v|), divided by its Euclidean norm.
+
+    No epsilon. The derivative of the root is infinite at 0; there the gradient is 0, as is that of a zero vector
+    (whose result is zero). Cost: about 10 K FLOPs.
+    """
+
+    def construct(self, v: ms.Tensor) -> ms.Tensor:
+        """Signed root, then unit length: the squared norm of the root is the sum of |v|."""
+        size = ops.abs(v)
+        root = v / ops.sqrt(ops.maximum(size, _SMALLEST))  # `sign` is slow on CPU
+        return root * repeat_columns(1.0 / ops.sqrt(self.total(size)), v.shape[-1])
+
+    def bprop(self, v: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
+        """With y = ssqrt(v), n = ||y||, z = y / n: dy = (dz - z <z, dz>) / n and dv = dy / (2 |y|)."""
+        k = v.shape[-1]
+        dy = dout - out * repeat_columns(row_sums(out * dout), k)
+        # 1 / |z| as |z| / z^2, which is 0 at 0.
+        slope = ops.abs(out) / ops.maximum(out * out, _SMALLEST)
+        return (dy * slope * repeat_columns(0.5 / self.total(ops.abs(v)), k),)
+
+    def total(self, size: ms.Tensor) -> ms.Tensor:
+        """Sums of rows, `(N, K) -> (N, 1)`, 1 in place of 0."""
+        total = row_sums(size)
+        return ops.masked_fill(total, total == 0, 1.0)
+
+
+class Affine(Float32Cell):
+    """gamma * v + beta per feature, `(N, K) -> (N, K)`, learnable; starts as the identity.
+
+    The names are MindSpore's: gamma scales and beta shifts (the papers write them the other way round).
+
+    Args:
+        features: K.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.gamma = ms.Parameter(ops.ones(features, ms.float32), name="gamma")
+        self.beta = ms.Parameter(ops.zeros(features, ms.float32), name="beta")
+
+    def construct(self, v: ms.Tensor) -> ms.Tensor:
+        """Scale and shift."""
+        return self.gamma * v + self.beta
+
+
+class BCNN(Pooling):
+    """B-CNN: l2(ssqrt(V(C))), `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    ssqrt(v) = sign(v) sqrt(|v|), l2(v) = v / ||v|| per sample, no epsilon; the gradient at a zero entry is 0.
+
+    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 38.3 (d=64), 41.1 (d=256).
+    Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+
+    Args:
+        channels: d.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, vector_length(channels))
+        self.vector = CovarianceVector(channels)
+        self.normalise = SignedRootL2()
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Covariance vector, signed root, unit length."""
+        return self.normalise(self.vector(x))
+
+
+class BCNNLT(BCNN):
+    """B-CNN with a linear transform: gamma * l2(ssqrt(V(C))) + beta, `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    gamma and beta are learnable per feature (`affine.gamma`, `affine.beta`), 1 and 0 at first.
+
+    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 68.3 (d=64), 73.2 (d=256).
+    Source: Wang et al., "DropCov: A Simple yet Effective Method for Improving Deep Architectures", NeurIPS 2022.
+
+    Args:
+        channels: d.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.affine = Affine(self.out_features)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """B-CNN, scaled and shifted."""
+        return self.affine(self.normalise(self.vector(x)))
+
+
+class SigmE(Pooling):
+    """SigmE: 2 / (1 + exp(-slope V(C))) - 1, `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: not reported.
+    Source: Koniusz and Zhang, "Power Normalizations in Fine-grained Image, Few-shot Image and Graph Classification",
+    TPAMI 2021.
+
+    Args:
+        channels: d.
+        slope: The paper's beta, above 0.
+
+    Raises:
+        ValueError: slope is not above 0.
+        TypeError: slope is not a number.
+    """
+
+    def __init__(self, channels: int, slope: float = 1.0) -> None:
+        super().__init__(channels, vector_length(channels))
+        self.slope = check_float("slope", slope, 0.0, low_open=True)
+        self.vector = CovarianceVector(channels)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Covariance vector, squashed."""
+        return 2.0 * ops.sigmoid(self.slope * self.vector(x)) - 1.0
+
+
+class LayerNormPooling(Pooling):
+    """Layer normalisation: gamma (V(C) - mu) / sigma + beta, `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    mu and sigma = sqrt(variance + eps) over the features of a sample; gamma and beta are learnable per feature (1 and
+    0 at first).
+
+    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 71.7 (d=64), 70.2 (d=256).
+    Source: Ba et al., "Layer Normalization", 2016; numbers from Wang et al., "DropCov", NeurIPS 2022.
+
+    Args:
+        channels: d.
+        eps: Added to the variance, above 0.
+
+    Raises:
+        ValueError: eps is not above 0.
+        TypeError: eps is not a number.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, vector_length(channels))
+        self.vector = CovarianceVector(channels)
+        self.affine = Affine(self.out_features)
+        self.eps = check_float("eps", eps, 0.0, low_open=True)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Covariance vector, standardised over the features, scaled and shifted.
+
+        In parts, since MindSpore's fused operator is several times slower on CPU.
+        """
+        k = self.out_features
+        v = self.vector(x)
+        v = v - repeat_columns(row_sums(v, 1.0 / k), k)
+        deviation = ops.sqrt(row_sums(v * v, 1.0 / k) + self.eps)
+        return v * ops.matmul(1.0 / deviation, self.affine.gamma.reshape(1, k)) + self.affine.beta

@@ -1,0 +1,70 @@
+"""Several runs side by side: a table and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covpool.errors import UserError
+from covpool.runtime.files import whole_file
+
+_STYLES = ("-o", "--s", "-.^", ":D", "-v", "--P", "-.X", ":*")
+
+
+def read_epochs(run: Path) -> list[dict[str, Any]]:
+    """The epoch records of a run folder.
+
+    Raises:
+        UserError: If it is no run folder or no epoch of it is done.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder: it has no metrics.jsonl")
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    epochs = [r for r in records if r["kind"] == "epoch" and "top_1_accuracy" in r]
+    if not epochs:
+        raise UserError(f"{run}: no evaluated epoch yet")
+    return epochs
+
+
+def comparison_table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Markdown: last and best top-1, training loss and seconds of training per epoch (median) of each run."""
+    lines = [
+        "| run | epochs | top-1 (%) | best top-1 (%) | training loss | seconds per epoch |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, epochs in runs.items():
+        seconds = sorted(e["train_s"] for e in epochs)[len(epochs) // 2]
+        best = max(e["top_1_accuracy"] for e in epochs)
+        last = epochs[-1]
+        lines.append(
+            f"| {name} | {last['epoch']} | {100 * last['top_1_accuracy']:.2f} | {100 * best:.2f} | "
+            f"{last['loss']:.3f} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:
+    """Draw training loss and top-1 accuracy over epochs, one line a run; legible without colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy = figure.subplots(1, 2)
+    for index, (name, epochs) in enumerate(runs.items()):
+        x, style = [e["epoch"] for e in epochs], _STYLES[index % len(_STYLES)]
+        loss.plot(x, [e["loss"] for e in epochs], style, ms=5, label=name)
+        accuracy.plot(x, [100 * e["top_1_accuracy"] for e in epochs], style, ms=5, label=name)
+    for axes, label in ((loss, "training loss (cross entropy)"), (accuracy, "top-1 accuracy (%)")):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.legend()
+    if title:
+        figure.suptitle(title)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)

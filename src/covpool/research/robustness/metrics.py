@@ -1,0 +1,96 @@
+"""What errors on corrupted and perturbed images come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
+
+# AlexNet's top-1 error on ImageNet-C, mean over severities, as the released code of Hendrycks & Dietterich has it.
+ALEXNET_ERRORS = dict(
+    zip(
+        CORRUPTIONS,
+        (
+            0.886428,
+            0.894468,
+            0.922640,
+            0.819880,
+            0.826268,
+            0.785948,
+            0.798360,
+            0.866816,
+            0.826572,
+            0.819324,
+            0.564592,
+            0.853204,
+            0.646056,
+            0.717840,
+            0.606500,
+        ),
+    )
+)
+
+
+def corruption_summary(errors: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
+    """Summarise top-1 errors by corruption and severity.
+
+    Args:
+        errors: Corruption name: severity: error in [0, 1].
+
+    Returns:
+        `mean_error`, over the corruptions of the benchmark that are there, each a mean over its severities; `mce`, the
+        mean over all 15 of 100 error / AlexNet's error, None unless all 15 are there with all 5 severities; `missing`,
+        what keeps it from being one; `corruptions`: by name `error`, `errors` and `ce`. Corruptions beyond the 15
+        (ImageNet-C's `extra`) are listed without counting.
+
+    Raises:
+        ValueError: No corruption is there.
+    """
+    if not errors:
+        raise ValueError("no corruption to summarise")
+    listed: dict[str, dict[str, Any]] = {}
+    for name, by_severity in errors.items():
+        mean = float(np.mean(list(by_severity.values())))
+        whole = set(by_severity) == set(SEVERITIES)
+        ce = 100 * mean / ALEXNET_ERRORS[name] if name in ALEXNET_ERRORS and whole else None
+        listed[name] = {"error": mean, "ce": ce, "errors": {str(s): by_severity[s] for s in sorted(by_severity)}}
+    counted = [name for name in CORRUPTIONS if name in errors] or list(errors)
+    missing = [name for name in CORRUPTIONS if name not in listed or listed[name]["ce"] is None]
+    return {
+        "mean_error": float(np.mean([listed[name]["error"] for name in counted])),
+        "mce": None if missing else float(np.mean([listed[name]["ce"] for name in CORRUPTIONS])),
+        "missing": missing,
+        "corruptions": listed,
+    }
+
+
+def relative_errors(errors: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
+    """Corruption errors in percent of a reference network's, by corruption (the benchmark's CE with another divisor).
+
+    Raises:
+        ValueError: The two are not over the same corruptions.
+    """
+    if set(errors) != set(reference):
+        raise ValueError(f"different corruptions: {sorted(set(errors) ^ set(reference))}")
+    return {name: 100 * error / reference[name] for name, error in errors.items()}
+
+
+def flip_rate(predictions: Sequence[np.ndarray], against_first: bool) -> float:
+    """Share of frames whose predicted class differs: from the first frame for noise, else from the frame before.
+
+    Source: Hendrycks & Dietterich, ICLR 2019, section 3.2 (flip probability).
+
+    Args:
+        predictions: Predicted class of every frame of a sequence, (T,) with T >= 2; one array a sequence.
+        against_first: For noise, whose frames follow no order.
+
+    Raises:
+        ValueError: There is no sequence, or one of a single frame.
+    """
+    if not predictions or any(len(frames) < 2 for frames in predictions):
+        raise ValueError("flips need at least one sequence, and two frames in each")
+    flips = [np.mean(frames[1:] != (frames[0] if against_first else frames[:-1])) for frames in predictions]
+    return float(np.mean(flips))

@@ -1,0 +1,207 @@
+"""Evaluation of a checkpoint on a robustness set, as configured."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+from tqdm import tqdm
+
+from covpool.build import architecture, build_dataset, build_model
+from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
+from covpool.config import Config
+from covpool.data.image_folder import FolderSource, class_names
+from covpool.evaluation import Evaluation, evaluate, numpy_batches
+from covpool.research.robustness.metrics import corruption_summary, flip_rate
+from covpool.research.robustness.plot import plot_bars
+from covpool.research.robustness.sequences import read_frames, sequences
+from covpool.research.robustness.sets import (
+    PERTURBATIONS,
+    corruption_folders,
+    find_folders,
+    folder_source,
+    network_classes,
+)
+from covpool.runtime.distributed import World
+from covpool.runtime.environment import available_cores
+from covpool.runtime.files import write_json
+
+logger = logging.getLogger(__name__)
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+class _Job:
+    """A network and how to evaluate it; every rank has one."""
+
+    def __init__(self, config: Config, world: World, checkpoint: Checkpoint) -> None:
+        about = checkpoint.about
+        self.root = Path(config.data_path)
+        given = {key: about[key] for key in ("mean", "std") if getattr(config, key) is None and about.get(key)}
+        self.config, self.world = config.replace(**given), world
+        self.network = build_model(config)
+        load_network(self.network, checkpoint, architecture(config))
+        self.in_checkpoint = about.get("class_names") or []
+        self.network.set_train(False)
+
+    def classes(self, folder: Path) -> list[str]:
+        """The network's classes, for a set whose class folders are in ``folder``."""
+        listed = Path(self.config.class_names) if self.config.class_names else None
+        return network_classes(listed, self.in_checkpoint, class_names(folder), self.config.class_num)
+
+    def evaluate(self, source: FolderSource, network: nn.Cell) -> Evaluation:
+        """Counts over all images of a source."""
+        config = self.config
+        batches = numpy_batches(build_dataset(config, source, False, self.world))
+        return evaluate(network, batches, config.class_num, config.batch_size, self.world)
+
+    def bar(self, items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
+        """The items, with a progress bar on rank 0."""
+        progress = self.config.progress
+        shown = self.world.is_main and (progress == "bar" or (progress == "auto" and sys.stderr.isatty()))
+        yield from tqdm(items, total=total, desc=self.config.robustness, unit=unit, disable=not shown, leave=False)
+
+
+class _Among(nn.Cell):
+    """A network whose answers are among some of its classes: the logits of the others are far below."""
+
+    def __init__(self, network: nn.Cell, classes: np.ndarray, count: int) -> None:
+        super().__init__()
+        self.network = network
+        outside = np.full((1, count), -1e30, np.float32)
+        outside[:, classes] = 0
+        self.outside = ms.Tensor(outside)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.network(x).astype(ms.float32) + self.outside
+
+
+def evaluate_robustness(config: Config, world: World) -> dict[str, Any]:
+    """Evaluate ``checkpoint_file_path`` on the set ``robustness`` in ``data_path``; every rank calls it.
+
+    Returns:
+        The set's figures and what was evaluated; written to ``result_path`` as JSON, with a bar chart beside it, where
+        that is given.
+
+    Raises:
+        UserError: The set or the checkpoint is missing, damaged, or does not fit the configuration.
+    """
+    started = time.monotonic()
+    checkpoint = read_checkpoint(config.checkpoint_file_path)
+    job = _Job(config, world, checkpoint)
+    figures = _SETS[config.robustness](job)
+    values = {
+        "robustness": config.robustness,
+        **figures,
+        "checkpoint": config.checkpoint_file_path,
+        "epoch": checkpoint.about.get("epoch"),
+        "architecture": architecture(config),
+        "ranks": world.size,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    if world.is_main and config.result_path:
+        write_json(config.result_path, values)
+        bars = _bars(values)
+        if bars:
+            plot_bars(bars, Path(config.result_path).with_suffix(".png"), config.robustness)
+    return values
+
+
+def _corruptions(job: _Job) -> dict[str, Any]:
+    folders = corruption_folders(job.root)
+    parts = [(name, severity, folder) for name, by in folders.items() for severity, folder in by.items()]
+    names = job.classes(parts[0][2])
+    errors: dict[str, dict[int, float]] = {}
+    seen = 0
+    for name, severity, folder in job.bar(parts, len(parts), "set"):
+        result = job.evaluate(folder_source(folder, names, f"{name} {severity}"), job.network)
+        errors.setdefault(name, {})[severity] = 1 - result.top_1
+        seen += result.num_samples
+    return {**corruption_summary(errors), "num_samples": seen}
+
+
+def _some_classes(job: _Job) -> dict[str, Any]:
+    root = job.root / "val" if (job.root / "val").is_dir() else job.root
+    names = job.classes(root)
+    source = folder_source(root, names, job.config.robustness)
+    present = np.unique(source.labels)
+    among = job.evaluate(source, _Among(job.network, present, job.config.class_num))
+    over_all = job.evaluate(source, job.network)
+    return {
+        "top_1_accuracy": among.top_1,
+        "top_1_accuracy_all_classes": over_all.top_1,
+        "classes": len(present),
+        "num_samples": among.num_samples,
+        "per_class": among.to_dict(names)["per_class"],
+    }
+
+
+def _perturbations(job: _Job) -> dict[str, Any]:
+    config, world = job.config, job.world
+    rates: dict[str, float] = {}
+    count = 0
+    for name, folder in find_folders(job.root, PERTURBATIONS).items():
+        paths = sequences(folder)
+        mine = paths[world.rank :: world.size]
+        flips = 0.0
+        with ThreadPoolExecutor(config.num_workers or available_cores()) as pool:
+            films = pool.map(lambda path: read_frames(path, config.eval_image_size), mine)
+            for frames in job.bar(films, len(mine), f"{name} sequence"):
+                flips += flip_rate([_predict(job, frames)], against_first="noise" in name)
+        rates[name] = float(world.sum(np.array([flips], np.float64))[0]) / len(paths)
+        count += len(paths)
+    return {"mean_flip_rate": float(np.mean(list(rates.values()))), "flip_rates": rates, "sequences": count}
+
+
+def _predict(job: _Job, frames: np.ndarray) -> np.ndarray:
+    """Predicted classes (T,) of frames uint8 (T, H, W, 3)."""
+    config = job.config
+    images = frames.astype(np.float32) / 255
+    if config.in_channels == 1:
+        images = (images @ _LUMA)[..., None]
+    mean, std = (np.asarray(v, np.float32) for v in _statistics(config))
+    images = np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2))
+    predicted = []
+    for begin in range(0, len(images), config.batch_size):
+        part = images[begin : begin + config.batch_size]
+        filled = np.zeros((config.batch_size, *part.shape[1:]), np.float32)
+        filled[: len(part)] = part
+        predicted.append(job.network(ms.Tensor(filled)).asnumpy()[: len(part)].argmax(1))
+    return np.concatenate(predicted)
+
+
+def _statistics(config: Config) -> tuple[Any, Any]:
+    from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
+
+    mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
+    if config.in_channels == 1:
+        return [float(np.mean(mean))], [float(np.mean(std))]
+    return mean, std
+
+
+def _bars(values: dict[str, Any]) -> dict[str, float]:
+    """What the chart shows, in percent."""
+    if "corruptions" in values:
+        return {f"{name} (error)": 100 * entry["error"] for name, entry in values["corruptions"].items()}
+    if "flip_rates" in values:
+        return {f"{name} (flips)": 100 * rate for name, rate in values["flip_rates"].items()}
+    return {
+        "top-1, classes of the set": 100 * values["top_1_accuracy"],
+        "top-1, all classes": 100 * values["top_1_accuracy_all_classes"],
+    }
+
+
+_SETS = {
+    "imagenet_c": _corruptions,
+    "imagenet_p": _perturbations,
+    "imagenet_a": _some_classes,
+    "stylized": _some_classes,
+}

@@ -1,0 +1,129 @@
+"""The public robustness sets as folders: which classes, which files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from covpool.data.image_folder import FolderSource, class_names, image_names, is_folder, visible
+from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from covpool.errors import UserError
+from covpool.research.robustness.severities import CORRUPTIONS
+
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+PERTURBATIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "brightness",
+    "translate",
+    "rotate",
+    "tilt",
+    "scale",
+    "speckle_noise",
+    "gaussian_blur",
+    "spatter",
+    "shear",
+)
+
+
+def find_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Folders with one of the names, directly in ``root`` or one level deeper, as some archives unpack.
+
+    Raises:
+        UserError: None is there.
+    """
+    if not root.is_dir():
+        raise UserError(f"data_path is not a folder: {root}")
+    inside = sorted((Path(entry.path) for entry in visible(root) if is_folder(entry)), key=lambda path: path.name)
+    deeper = [Path(entry.path) for folder in inside for entry in visible(folder) if is_folder(entry)]
+    found = {path.name: path for path in [*deeper, *inside] if path.name in names}
+    if not found:
+        raise UserError(f"{root} holds none of the folders {', '.join(names)}")
+    return {name: found[name] for name in names if name in found}
+
+
+def corruption_folders(root: Path) -> dict[str, dict[int, Path]]:
+    """Corruption: severity: folder with a folder per class.
+
+    Raises:
+        UserError: There is none, or a corruption without a severity.
+    """
+    folders = {}
+    for name, folder in find_folders(root, (*CORRUPTIONS, *EXTRA)).items():
+        severities = sorted(entry.name for entry in visible(folder) if is_folder(entry))
+        if not severities or any(severity not in "12345" or len(severity) > 1 for severity in severities):
+            raise UserError(f"{folder} must hold folders named 1 to 5, it holds {severities or 'none'}")
+        folders[name] = {int(severity): folder / severity for severity in severities}
+    return folders
+
+
+def folder_source(folder: Path, names: Sequence[str], what: str) -> FolderSource:
+    """The images of a folder with a folder per class, which may be some of the network's classes.
+
+    Args:
+        folder: Holds the class folders.
+        names: The network's classes, in the order of its outputs.
+        what: What messages call the set.
+
+    Raises:
+        UserError: A class that the network does not know, or no image.
+    """
+    index_of = {name: index for index, name in enumerate(names)}
+    present = class_names(folder)
+    unknown = [name for name in present if name not in index_of]
+    if unknown:
+        raise UserError(
+            f"{folder}: {unknown[0]!r} is not among the {len(names)} classes of the network"
+            + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else "")
+        )
+    members = {name: image_names(folder / name) for name in present}
+    files = [os.fsencode(f"{name}/{file}") for name, inside in members.items() for file in inside]
+    labels = np.repeat([index_of[name] for name in members], [len(inside) for inside in members.values()])
+    return FolderSource(
+        name=what,
+        split="val",
+        class_names=tuple(names),
+        labels=labels.astype(np.int32),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        root=folder,
+        files=np.asarray(files, dtype=bytes),
+    )
+
+
+def network_classes(listed: Path | None, in_checkpoint: Sequence[str], folders: Sequence[str], count: int) -> list[str]:
+    """Names of the network's classes, in the order of its outputs.
+
+    Args:
+        listed: File with one name a line (``class_names``), or None.
+        in_checkpoint: The names that the checkpoint holds, if any.
+        folders: Names of the set's class folders: taken, sorted, where nothing else names the classes and there are
+            as many of them as classes.
+        count: Number of classes.
+
+    Raises:
+        UserError: The file cannot be read or names another number of classes, or the names are nowhere to be found.
+    """
+    if listed is not None:
+        try:
+            names = listed.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read class_names {listed}: {error}", 2) from error
+        if len(names) != count:
+            raise UserError(f"class_names {listed} names {len(names)} classes, the configuration class_num={count}", 2)
+        return names
+    if in_checkpoint:
+        return list(in_checkpoint)
+    if len(folders) == count:
+        return sorted(folders)
+    raise UserError(
+        f"the checkpoint does not name its classes and the set has {len(folders)} of {count}: give --class_names=FILE, "
+        "one name a line in the order of the network's outputs",
+        2,
+    )

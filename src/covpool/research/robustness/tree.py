@@ -1,0 +1,133 @@
+"""Write an ImageNet-C-like tree, CORRUPTION/SEVERITY/CLASS/FILE, from an image folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from covpool.data.image_folder import class_names, image_names
+from covpool.errors import UserError
+from covpool.research.robustness.corruptions import corrupt
+from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
+from covpool.runtime.watch import die_with_parent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write.
+
+    Attributes:
+        source: Holds a folder per class.
+        output: Root of the tree.
+        corruptions: Names.
+        severities: 1 to 5.
+        scale: ``imagenet`` or ``small``.
+        size: Side of the square that is cut from the middle after the shorter side was brought to ``size / 0.875``;
+            None to keep images as they are.
+        per_class: At most this many images of a class, the first by name; None for all.
+        seed: Of the random numbers.
+    """
+
+    source: Path
+    output: Path
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    severities: tuple[int, ...] = SEVERITIES
+    scale: str = "imagenet"
+    size: int | None = 224
+    per_class: int | None = None
+    seed: int = 0
+
+
+def list_images(plan: Plan) -> list[str]:
+    """Paths CLASS/FILE below the source, sorted.
+
+    Raises:
+        UserError: There is no class folder, or one without images.
+    """
+    names = class_names(plan.source)
+    return [f"{name}/{file}" for name in names for file in image_names(plan.source / name)[: plan.per_class]]
+
+
+def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]:
+    """Corrupt every image in every way; what is there already is left alone, so that a stopped run goes on.
+
+    An image depends on the seed, its name, the corruption and the severity alone, not on the number of workers. Files
+    keep their format if it has no loss; others are JPEG of quality 85, as ImageNet-C is.
+
+    Yields:
+        For every source image, how many files were written for it.
+
+    Raises:
+        UserError: An image cannot be read, or a file not be written.
+    """
+    for corruption in plan.corruptions:
+        for severity in plan.severities:
+            for label in {path.split("/")[0] for path in images}:
+                (plan.output / corruption / str(severity) / label).mkdir(parents=True, exist_ok=True)
+    if workers == 1:
+        yield from map(_Write(plan), images)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
+        yield from pool.map(_Write(plan), images, chunksize=4)
+
+
+class _Write:
+    """One source image to all its files; a class, so that it travels to other processes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __call__(self, path: str) -> int:
+        plan = self.plan
+        name = path if Path(path).suffix.lower() in (".png", ".bmp") else str(Path(path).with_suffix(".JPEG"))
+        todo = [
+            (number, corruption, severity)
+            for number, corruption in enumerate(CORRUPTIONS)
+            if corruption in plan.corruptions
+            for severity in plan.severities
+            if not (plan.output / corruption / str(severity) / name).exists()
+        ]
+        if not todo:
+            return 0
+        pixels, mode = self._read(plan.source / path)
+        for number, corruption, severity in todo:
+            generator = np.random.default_rng([plan.seed, zlib.crc32(path.encode("utf-8")), number, severity])
+            result = Image.fromarray(corrupt(pixels, corruption, severity, plan.scale, generator))
+            self._write(result.convert(mode), plan.output / corruption / str(severity) / name)
+        return len(todo)
+
+    def _read(self, path: Path) -> tuple[np.ndarray, str]:
+        """Pixels as RGB, and L for a gray image or RGB."""
+        try:
+            with Image.open(path) as opened:
+                mode = "L" if opened.mode in ("1", "L") else "RGB"
+                image = opened.convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read image {path}: {error}") from error
+        if self.plan.size is not None:
+            size = self.plan.size
+            factor = round(size / 0.875) / min(image.size)
+            width, height = (max(size, round(side * factor)) for side in image.size)
+            left, top = (width - size) // 2, (height - size) // 2
+            resized = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = resized.crop((left, top, left + size, top + size))
+        return np.asarray(image), mode
+
+    def _write(self, image: Image.Image, path: Path) -> None:
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+        arguments: dict[str, Any] = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
+        try:
+            image.save(temporary, **arguments)
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,150 @@
+"""Run what is left of a study, one training process a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Callable
+
+from covpool.config import Config, load_config
+from covpool.errors import UserError
+from covpool.research.study.runs import FAILURE, State, state_of
+from covpool.research.study.spec import Run, Study
+from covpool.runtime.signals import StopRequest
+from covpool.runtime.watch import die_with_parent
+
+
+@dataclass
+class _Job:
+    run: Run
+    config: Config
+    folder: Path
+    slot: int
+    process: subprocess.Popen[bytes]
+    errors: IO[Any]
+
+
+def run_config(study: Study, run: Run, output: Path, overrides: Sequence[str]) -> Config:
+    """Configuration of a run: the study's, then its group's overrides, then ``overrides``."""
+    return load_config(study.config, _settings(run, output / run.name, overrides))
+
+
+def _settings(run: Run, folder: Path, overrides: Sequence[str]) -> list[str]:
+    return [*run.group.overrides, *overrides, f"seed={run.seed}", f"output_path={folder}"]
+
+
+def states(study: Study, output: Path, overrides: Sequence[str]) -> dict[Run, State]:
+    """What there is of every run.
+
+    Raises:
+        UserError: A folder holds a run with other settings.
+    """
+    return {run: state_of(output / run.name, run_config(study, run, output, overrides)) for run in study.runs()}
+
+
+def run_study(
+    study: Study,
+    output: Path,
+    overrides: Sequence[str] = (),
+    jobs: int = 1,
+    stop: StopRequest | None = None,
+    report: Callable[[dict[Run, State], list[Run]], None] = lambda states, running: None,
+    poll_s: float = 1.0,
+) -> dict[Run, State]:
+    """Train every run that is not done; one that was begun goes on from its last checkpoint.
+
+    A run that fails (or whose loss becomes no number) is recorded as failed and the others go on; it is tried again
+    the next time. After a signal the running ones save and stop.
+
+    Args:
+        study: What to run.
+        output: Folder for the run folders, ``GROUP/seed-N/``.
+        overrides: `key=value` for all runs, such as the place of the data.
+        jobs: Runs at a time; each gets its share of the cores.
+        stop: Receives signals.
+        report: Called with the state of all runs and the running ones when something may have changed.
+        poll_s: Seconds between two looks at the running ones.
+
+    Returns:
+        The state of every run.
+
+    Raises:
+        UserError: Another process runs in ``output``, or a folder holds a run with other settings.
+    """
+    stop = stop or StopRequest()
+    with _alone(output):
+        known = states(study, output, overrides)
+        waiting = [run for run, state in known.items() if not state.done]
+        running: list[_Job] = []
+        try:
+            while running or (waiting and not stop.received):
+                while waiting and len(running) < jobs and not stop.received:
+                    slot = min(set(range(jobs)) - {job.slot for job in running})
+                    running.append(_start(study, waiting.pop(0), output, overrides, slot, jobs))
+                report(known, [job.run for job in running])
+                time.sleep(poll_s)
+                if stop.received:
+                    for job in running:
+                        job.process.terminate()
+                for job in running:
+                    if job.process.poll() is not None:
+                        _finish(job)
+                    known[job.run] = state_of(job.folder, job.config)
+                running = [job for job in running if job.process.returncode is None]
+        finally:
+            for job in running:
+                job.process.kill()
+                job.process.wait()
+        report(known, [])
+    return known
+
+
+def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot: int, jobs: int) -> _Job:
+    folder = output / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[slot % len(cores) :: jobs] if jobs > 1 else cores
+    settings = [f"--{text}" for text in _settings(run, folder, overrides)]
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covpool", "train", f"--config_path={study.config}", *settings, "--resume_ckpt=auto"],
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(len(share))},
+        preexec_fn=die_with_parent,  # two trainings must never write to one run folder
+    )
+    os.sched_setaffinity(process.pid, share)
+    return _Job(run, run_config(study, run, output, overrides), folder, slot, process, errors)
+
+
+def _finish(job: _Job) -> None:
+    """Record why a process failed; one that a signal stopped did not."""
+    job.errors.seek(0)
+    lines = job.errors.read().decode("utf-8", "replace").strip().splitlines()
+    job.errors.close()
+    code = job.process.returncode
+    if code in (130, 143) or code == 0:
+        return
+    said = [line for line in lines if line.startswith("error: ")] or lines or ["it said nothing"]
+    (job.folder / FAILURE).write_text(f"exit code {code}: {said[-1].removeprefix('error: ')}\n", encoding="utf-8")
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process runs a study in {output}") from error
+        yield

@@ -1,0 +1,127 @@
+"""What a study came to: mean, spread and number of runs of each group, as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covpool.research.study.runs import State
+from covpool.research.study.spec import Group, Run, Study
+from covpool.runtime.files import whole_file, write_json
+
+
+def summarise(study: Study, states: Mapping[Run, State]) -> list[dict[str, Any]]:
+    """One mapping a group: `group`, `n`, `failed`, and `mean`, `std`, `n` of each figure below.
+
+    Figures: `final` and `best` top-1, `loss` (training, last epoch), `epochs_to_ACCURACY` (of the runs that reached it:
+    `n`), `cpu_s` (CPU seconds of training per epoch, median over the epochs after the first, which compiles),
+    `images_per_cpu_s` and `images_per_s` (by the clock: other work on the machine lowers it). Only runs with all their
+    epochs count. The standard deviation is that of a sample (n - 1); None for one run.
+    """
+    return [_group(study, group, states) for group in study.groups]
+
+
+def _group(study: Study, group: Group, states: Mapping[Run, State]) -> dict[str, Any]:
+    mine = [state for run, state in states.items() if run.group == group]
+    done = [state for state in mine if state.done]
+    curves = [[e for e in state.epochs if "top_1_accuracy" in e] for state in done]
+    values: dict[str, list[float]] = {
+        "final": [curve[-1]["top_1_accuracy"] for curve in curves],
+        "best": [max(e["top_1_accuracy"] for e in curve) for curve in curves],
+        "loss": [state.epochs[-1]["loss"] for state in done],
+    }
+    for accuracy in study.accuracies:
+        firsts = [[e["epoch"] for e in curve if e["top_1_accuracy"] >= accuracy] for curve in curves]
+        values[f"epochs_to_{accuracy:g}"] = [float(first[0]) for first in firsts if first]
+    for figure in ("train_cpu_s", "images_per_s"):
+        values[figure] = [_typical(state.epochs, figure) for state in done]
+    return {
+        "group": group.name,
+        "n": len(done),
+        "failed": sum(bool(state.failure) for state in mine),
+        "overrides": list(group.overrides),
+        "failures": [state.failure for state in mine if state.failure],
+        **{figure: spread(found) for figure, found in values.items()},
+    }
+
+
+def _typical(epochs: Sequence[Mapping[str, Any]], figure: str) -> float:
+    """Median over the epochs after the first."""
+    found = [e[figure] for e in epochs[min(1, len(epochs) - 1) :] if e.get(figure) is not None]
+    return statistics.median(found) if found else math.nan
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation of the sample and number of values that are numbers; None where there is none."""
+    values = [value for value in values if math.isfinite(value)]
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "values": list(values),
+    }
+
+
+def table(study: Study, groups: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table."""
+    heads = ["group", "n", "top-1 (%)", "best top-1 (%)", "training loss"]
+    heads += [f"epochs to {100 * accuracy:g} %" for accuracy in study.accuracies]
+    heads += ["CPU s per epoch", "images/s"]
+    rows = []
+    for group in groups:
+        count = str(group["n"]) + (f" ({group['failed']} failed)" if group["failed"] else "")
+        cells = [group["group"], count, spread_text(group["final"], 100, 2), spread_text(group["best"], 100, 2)]
+        cells.append(spread_text(group["loss"], 1, 3))
+        for accuracy in study.accuracies:
+            reached = group[f"epochs_to_{accuracy:g}"]
+            some = f" ({reached['n']} of {group['n']})" if 0 < reached["n"] < group["n"] else ""
+            cells.append(spread_text(reached, 1, 1) + some)
+        rows.append([*cells, spread_text(group["train_cpu_s"], 1, 1), spread_text(group["images_per_s"], 1, 0)])
+    return heads, rows
+
+
+def spread_text(figure: Mapping[str, Any], factor: float, digits: int) -> str:
+    """A :func:`spread` times a factor: mean ± standard deviation, the mean alone of one value, a dash of none."""
+    if figure["mean"] is None:
+        return "-"
+    mean = f"{factor * figure['mean']:.{digits}f}"
+    return mean if figure["std"] is None else f"{mean} ± {factor * figure['std']:.{digits}f}"
+
+
+def markdown(study: Study, groups: Sequence[Mapping[str, Any]]) -> str:
+    """The table, mean ± standard deviation."""
+    heads, rows = table(study, groups)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]) + "\n"
+
+
+def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> list[dict[str, Any]]:
+    """Write `results.json` (with every run's epochs), `results.csv` and `results.md`."""
+    groups = summarise(study, states)
+    runs = [
+        {
+            "run": run.name,
+            "group": run.group.name,
+            "seed": run.seed,
+            "done": s.done,
+            "failure": s.failure,
+            "epochs": s.epochs,
+        }
+        for run, s in states.items()
+    ]
+    write_json(output / "results.json", {"study": study.name, "groups": groups, "runs": runs})
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    figures = [name for name, value in groups[0].items() if isinstance(value, dict)]
+    writer.writerow(["group", "runs", "failed", *(f"{f}_{part}" for f in figures for part in ("mean", "std", "n"))])
+    for group in groups:
+        cells = [group[f][part] for f in figures for part in ("mean", "std", "n")]
+        writer.writerow([group["group"], group["n"], group["failed"], *cells])
+    for name, text in (("results.csv", rows.getvalue()), ("results.md", markdown(study, groups))):
+        with whole_file(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return groups

@@ -1,0 +1,93 @@
+"""The process environment: what must be set before MindSpore is imported, and what a run records about itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# From 2.9 on the CPU k x k convolution falls to oneDNN's reference kernel on AVX-512 machines, 100-360 times slower.
+_FIRST_SLOW_ON_AVX512 = (2, 9)
+_SUPPORTED = ((2, 7), (2, 8))
+
+
+def mindspore_version() -> str:
+    """The installed MindSpore version, read without importing it (the import takes about a second)."""
+    return importlib.metadata.version("mindspore")
+
+
+def prepare_environment(device_target: str = "CPU") -> None:
+    """Set what MindSpore reads from the environment while it is imported. Call before the first import of it.
+
+    For a GPU its CUDA libraries are found and loaded, see ``cuda.py``.
+
+    A variable that the user has set is left alone. MindSpore's own log is kept to errors: its warnings on a healthy
+    run number in the dozens and hide ours.
+    """
+    os.environ.setdefault("GLOG_v", "3")
+    # MindSpore's generated code needs it, and asks for it too late where another package loaded protobuf before.
+    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    if device_target == "GPU":
+        from covpool.runtime.cuda import activate_gpu
+
+        activate_gpu()
+    version = mindspore_version()
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if release >= _FIRST_SLOW_ON_AVX512 and "ONEDNN_MAX_CPU_ISA" not in os.environ:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+        logger.warning(
+            "MindSpore %s convolves very slowly with AVX-512; ONEDNN_MAX_CPU_ISA=AVX2 set. Better: pip install "
+            "mindspore==2.8.0",
+            version,
+        )
+    elif release not in _SUPPORTED:
+        logger.warning("MindSpore %s is not among the supported versions 2.7 and 2.8", version)
+
+
+def available_cores() -> int:
+    """The number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def git_revision(folder: Path) -> str | None:
+    """Commit of the checkout that holds ``folder``, with ``-dirty`` when changed; None outside a checkout."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip()
+
+
+def environment_report(device_target: str, world_size: int) -> dict[str, Any]:
+    """What a run needs to be repeated: versions, device, code revision, command line, number of ranks."""
+    versions: dict[str, str | None] = {}
+    for package in ("mindspore", "numpy", "pyyaml", "mpi4py", "pillow"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "device_target": device_target,
+        "cpu_cores": available_cores(),
+        "ranks": world_size,
+        "git_revision": git_revision(Path(__file__).resolve().parent),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

@@ -1,0 +1,136 @@
+"""The scheduler that MindSpore's CPU collectives need and plain ``mpirun`` does not provide."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from covpool.errors import UserError
+from covpool.runtime.watch import die_with_parent, open_listener, start_watcher
+
+_SCHEDULER_START_S = 60.0
+_SCHEDULER_CODE = """
+import mindspore as ms
+from mindspore.communication import init
+ms.set_context(device_target="CPU")
+init()
+"""
+
+
+@dataclass
+class Joined:
+    """What this process did to join a job.
+
+    Attributes:
+        under_mpi: Whether the ranks of ``MPI.COMM_WORLD`` were pointed to a scheduler of this project.
+        scheduler: That scheduler, in the process that started it.
+        watcher: Notices lost ranks.
+        watched: This rank, and where rank 0's watcher listens.
+    """
+
+    under_mpi: bool = False
+    scheduler: subprocess.Popen[bytes] | None = None
+    watcher: subprocess.Popen[bytes] | None = None
+    watched: tuple[int, tuple[str, int]] = (0, ("", 0))
+
+
+# Like MPI.COMM_WORLD, one for each process.
+joined = Joined()
+
+
+def join_under_mpi(rank_timeout: float) -> None:
+    """Start the scheduler from rank 0 and point every rank of ``MPI.COMM_WORLD`` to it.
+
+    Raises:
+        UserError: On every rank, if the scheduler does not start.
+    """
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    rank, size = world.Get_rank(), world.Get_size()
+    address, watched, problem = ("", 0), ("", 0), ""
+    listener = None
+    joined.under_mpi = True
+    if rank == 0:
+        host = "127.0.0.1" if _one_host() else _own_address()
+        address = (host, _free_port(host))
+        listener = open_listener(host)
+        watched = listener.getsockname()
+        joined.scheduler = _start_scheduler(address, size)
+        problem = _wait_for_scheduler(joined.scheduler, address)
+    address, watched, problem = world.bcast((address, watched, problem), root=0)
+    if problem:
+        raise UserError(problem)
+    os.environ.update(_scheduler_variables(address, size), MS_ROLE="MS_WORKER", MS_NODE_ID=str(rank))
+    scheduler = joined.scheduler.pid if joined.scheduler else 0
+    joined.watcher = start_watcher(rank, size, listener, watched, rank_timeout, scheduler)
+    joined.watched = (rank, watched)
+
+
+def _scheduler_variables(address: tuple[str, int], size: int) -> dict[str, str]:
+    return {"MS_WORKER_NUM": str(size), "MS_SCHED_HOST": address[0], "MS_SCHED_PORT": str(address[1])}
+
+
+def _start_scheduler(address: tuple[str, int], size: int) -> subprocess.Popen[bytes]:
+    # With MPI's variables the child would take itself for a rank.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
+    env.update(_scheduler_variables(address, size), MS_ROLE="MS_SCHED", MS_NODE_ID="sched")
+    return subprocess.Popen(
+        [sys.executable, "-c", _SCHEDULER_CODE],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks, which then end the scheduler
+        preexec_fn=die_with_parent,
+    )
+
+
+def _wait_for_scheduler(scheduler: subprocess.Popen[bytes], address: tuple[str, int]) -> str:
+    """Wait until the scheduler listens; ranks that ask too early wait for seconds. Returns the problem, if any."""
+    deadline = time.monotonic() + _SCHEDULER_START_S
+    while time.monotonic() < deadline:
+        if scheduler.poll() is not None:
+            return f"MindSpore's scheduler ended at its start with exit code {scheduler.returncode}"
+        if _listens(address[1]):
+            return ""
+        time.sleep(0.05)
+    scheduler.kill()
+    return f"MindSpore's scheduler did not listen on {address[0]}:{address[1]} within {_SCHEDULER_START_S:.0f} s"
+
+
+def _listens(port: int) -> bool:
+    """Whether a socket of this host listens on the port.
+
+    Asked of the kernel, since a test connection would count as a worker that went away.
+    """
+    listening = "0A"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with Path(table).open() as lines:
+                next(lines)
+                for line in lines:
+                    fields = line.split()
+                    if fields[3] == listening and int(fields[1].rsplit(":", 1)[1], 16) == port:
+                        return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _one_host() -> bool:
+    return os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ.get("OMPI_COMM_WORLD_SIZE")
+
+
+def _own_address() -> str:
+    """The address by which other hosts reach this one: ``GCP_SCHEDULER_HOST``, or that of the host's name."""
+    return os.environ.get("GCP_SCHEDULER_HOST") or socket.gethostbyname(socket.gethostname())

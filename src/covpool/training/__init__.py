@@ -1,0 +1,5 @@
+"""Training: losses, schedules, optimisers, checkpoints and the fit function."""
+
+from covpool.training.fit import Summary, fit
+
+__all__ = ["Summary", "fit"]

@@ -1,5 +1,0 @@
-"""Metrics and evaluation."""
-
-from src.evaluation.evaluate import Evaluation, count_batch, evaluate, numpy_batches
-
-__all__ = ["Evaluation", "count_batch", "evaluate", "numpy_batches"]
