@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
+from covpool.checkpoints.format import Checkpoint
 from covpool.config import Config
 from covpool.data import Source, create_dataset, epoch_order, open_source, usable
 from covpool.errors import UserError
@@ -20,6 +21,21 @@ from covpool.runtime.environment import available_cores
 logger = logging.getLogger(__name__)
 
 _MEANINGLESS_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
+
+
+def resolve_class_num(config: Config, where: Source | Checkpoint) -> Config:
+    """``class_num: auto`` replaced by the number of classes of the data or of a checkpoint; any number stays.
+
+    Raises:
+        UserError: The checkpoint holds no classifier that would tell.
+    """
+    if config.class_num != "auto":
+        return config
+    if isinstance(where, Source):
+        return config.replace(class_num=len(where.class_names))
+    if "fc.weight" not in where.network:
+        raise UserError(f"class_num = auto: {where.path} holds no classifier; give --class_num=N", exit_code=2)
+    return config.replace(class_num=where.network["fc.weight"].shape[0])
 
 
 def architecture(config: Config) -> dict[str, Any]:
@@ -49,7 +65,7 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
             config.net_name,
             pooling=config.pooling,
             reduction_dim=config.reduction_dim,
-            num_classes=config.class_num,
+            num_classes=config.num_classes,
             pooling_args=dict(config.pooling_args),
             in_channels=config.in_channels,
             stem=config.stem,
@@ -83,11 +99,19 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
     if not config.data_path:
         raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
     source = open_source(config.dataset, config.data_path, split, config.image_list or None)
-    if len(source.class_names) > config.class_num:
+    classes = len(source.class_names)
+    if config.class_num != "auto" and classes > config.class_num:
         raise UserError(
-            f"{config.data_path} has {len(source.class_names)} classes, the configuration class_num="
-            f"{config.class_num}; add --class_num={len(source.class_names)}",
+            f"{config.data_path} has {classes} classes, the configuration class_num={config.class_num}; add "
+            f"--class_num={classes} (or auto)",
             exit_code=2,
+        )
+    if split == "train" and config.class_num != "auto" and classes < config.class_num:
+        logger.info(
+            "class_num = %d, but %s has %d classes: the other outputs are never trained (--class_num=auto counts them)",
+            config.class_num,
+            config.data_path,
+            classes,
         )
     seen = world.sum(np.array([source.num_samples], np.float64))[0]
     if seen != source.num_samples * world.size:

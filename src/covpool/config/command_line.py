@@ -78,8 +78,8 @@ def value_name(option: Option) -> str:
     """Returns the placeholder of a key's value, or its choices."""
     if option.kind == "bool":
         return "True|False"
-    name = "|".join(map(str, option.choices)) or option.type_name.replace(" or ", "|").replace(" ", "-")
-    return name if option.choices else name.upper().replace("NULL", "null")
+    kind = option.kind.replace(" ", "-").upper()
+    return "|".join(map(str, option.choices or (kind, *option.type_name.split(" or ")[1:])))
 
 
 def format_value(value: object) -> str:

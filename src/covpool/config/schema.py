@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Literal, Optional, Union
 
 from covpool.config.contradictions import contradictions
 from covpool.config.values import Option, check, closest, show
@@ -52,7 +52,9 @@ class Config:
     reduction_dim: int = _network(
         128, "Channels d that the 1x1 convolution leaves for a covariance pooling.", bounds="x >= 1"
     )
-    class_num: int = _network(1000, "Number of classes.", bounds="x >= 1")
+    class_num: Union[int, Literal["auto"]] = _network(
+        1000, "Number of classes; auto takes the data's, or the checkpoint's in eval and export.", bounds="x >= 1"
+    )
     in_channels: int = _network(3, "Channels of the input images.", choices=(1, 3))
     stem: str = _network(
         "imagenet",
@@ -221,6 +223,17 @@ class Config:
         for problem in contradictions(self):
             raise ConfigError(problem)
 
+    @property
+    def num_classes(self) -> int:
+        """`class_num` as a number.
+
+        Raises:
+            ConfigError: It is `auto` still, which `covpool.build.resolve_class_num` turns into a number.
+        """
+        if self.class_num == "auto":
+            raise ConfigError("class_num = auto: needs data or a checkpoint that says how many; give --class_num=N")
+        return self.class_num
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all keys with plain values (lists for tuples)."""
         values = ((name, getattr(self, name)) for name in options())
@@ -251,9 +264,9 @@ def options() -> Mapping[str, Option]:
     hints = typing.get_type_hints(Config)
     table = {}
     for item in dataclasses.fields(Config):
-        kind, optional = _kind(hints[item.name])
+        kind, words = _kind(hints[item.name])
         default = {} if item.default is dataclasses.MISSING else item.default
-        table[item.name] = Option(item.name, kind, optional, default, **item.metadata)
+        table[item.name] = Option(item.name, kind, words, default, **item.metadata)
     return types.MappingProxyType(table)
 
 
@@ -268,14 +281,16 @@ def find_option(name: str, where: str) -> Option:
     return options()[name]
 
 
-def _kind(hint: Any) -> tuple[str, bool]:
+def _kind(hint: Any) -> tuple[str, tuple[Any, ...]]:
+    """Kind of value of a type annotation, and the words (`None`, a literal text) that may stand in its place."""
     arguments = typing.get_args(hint)
-    if type(None) in arguments:
-        return _kind(arguments[0])[0], True
     origin = typing.get_origin(hint)
+    if origin is Union:
+        word = None if arguments[1] is type(None) else typing.get_args(arguments[1])[0]
+        return _kind(arguments[0])[0], (word,)
     if origin is tuple:
-        return f"list of {arguments[0].__name__}", False
-    return ("dict" if origin is not None else hint.__name__), False
+        return f"list of {arguments[0].__name__}", ()
+    return ("dict" if origin is not None else hint.__name__), ()
 
 
 def _plain(value: Any) -> Any:

@@ -36,7 +36,7 @@ class Option:
     Args:
         name: The key.
         kind: `bool`, `int`, `float`, `str`, `dict`, `list of int` or `list of float`.
-        optional: Whether `null` is a value.
+        words: What may stand in place of a value of that kind: None (written `null`), or a word such as `auto`.
         default: Value where no file and no command line gives one.
         help: One sentence for `--help` and the reference.
         section: Heading under which the key is shown.
@@ -48,7 +48,7 @@ class Option:
 
     name: str
     kind: str
-    optional: bool
+    words: tuple[Any, ...]
     default: Any
     help: str
     section: str
@@ -60,7 +60,11 @@ class Option:
     @property
     def type_name(self) -> str:
         """Kind of value, as shown to the user."""
-        return f"{self.kind} or null" if self.optional else self.kind
+        return " or ".join([self.kind, *self._written_words])
+
+    @property
+    def _written_words(self) -> list[str]:
+        return ["null" if word is None else str(word) for word in self.words]
 
     def describe(self) -> str:
         """What is allowed, to follow the words "must be"."""
@@ -75,7 +79,7 @@ class Option:
             text = _NOUNS[self.kind]
         if self.bounds:
             text += f" with {self.bounds}" if self.kind.startswith("list") else f" with {self.readable_bounds}"
-        return f"{text}, or null" if self.optional else text
+        return ", or ".join([text, *self._written_words])
 
     @property
     def readable_bounds(self) -> str:
@@ -128,8 +132,9 @@ def check(option: Option, value: object, where: str) -> Any:
 
 
 def _convert(option: Option, value: object) -> Any:
-    if value is None and option.optional:
-        return None
+    word = value.lower() if isinstance(value, str) else value
+    if (word is None or isinstance(word, str)) and word in option.words:
+        return word
     if option.kind == "dict":
         return _convert_mapping(value)
     if option.kind.startswith("list of "):

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from covpool.build import architecture, build_dataset, build_model, build_source
+from covpool.build import architecture, build_dataset, build_model, build_source, resolve_class_num
 from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import Config
 from covpool.errors import UserError
@@ -33,9 +33,10 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
     Raises:
         UserError: Images or checkpoint are missing, damaged, or do not fit the configuration.
     """
+    checkpoint = read_checkpoint(config.checkpoint_file_path)
+    config = resolve_class_num(config, checkpoint)
     source = build_source(config, "val", world)
     network = build_model(config)
-    checkpoint = read_checkpoint(config.checkpoint_file_path)
     load_network(network, checkpoint, architecture(config))
     trained_on = checkpoint.about.get("class_names")
     if trained_on and list(source.class_names) != trained_on:
@@ -45,7 +46,7 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
     batches: Iterable[Any] = pace
     if world.is_main:
         batches = _with_bar(pace, -(-source.num_samples // (config.batch_size * world.size)), config.progress)
-    result = evaluate(network, batches, config.class_num, config.batch_size, world)
+    result = evaluate(network, batches, config.num_classes, config.batch_size, world)
     seconds = time.monotonic() - started
     values = {
         **result.to_dict(source.class_names),

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.build import architecture, build_model
+from covpool.build import architecture, build_model, resolve_class_num
 from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data import Source, create_dataset, open_source
@@ -106,8 +106,9 @@ def export_checkpoint(config: Config) -> tuple[Exported, str]:
         UserError: If the checkpoint does not fit, the file cannot be written, or it computes something else.
     """
     exact_convolutions()  # with those of a GPU's default the comparisons would see nothing but rounding
-    network = build_model(config)
     checkpoint = read_checkpoint(config.checkpoint_file_path)
+    config = resolve_class_num(config, checkpoint)
+    network = build_model(config)
     load_network(network, checkpoint, architecture(config))
     height, width = config.height or config.eval_image_size, config.width or config.eval_image_size
     transform = image_transform(config, checkpoint.about, height, width)

@@ -16,7 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.build import build_dataset, build_model, build_source
+from covpool.build import build_dataset, build_model, build_source, resolve_class_num
 from covpool.config import Config
 from covpool.data import pipeline_errors, steps_per_epoch
 from covpool.errors import UserError
@@ -121,6 +121,7 @@ def record_landscape(config: Config, every: int) -> Iterator[dict[str, float]]:
     world = World()
     ms.set_seed(config.seed)
     source = build_source(config, "train", world)
+    config = resolve_class_num(config, source)
     steps = steps_per_epoch(source.num_samples, config.batch_size)
     network = build_model(config)
     loss = LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0)

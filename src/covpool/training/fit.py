@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore.train import Model
 
-from covpool.build import architecture, build_dataset, build_model, build_source
+from covpool.build import architecture, build_dataset, build_model, build_source, resolve_class_num
 from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.checkpoints.state import Position, TrainingState
 from covpool.checkpoints.store import CheckpointStore
@@ -90,6 +90,7 @@ class _Training:
             raise UserError("enable_sink=True needs a GPU or Ascend: MindSpore has no data sink on CPU", 2)
         ms.set_seed(config.seed)
         self.source = build_source(config, "train", world, folder.bad_images("train"))
+        self.config = config = resolve_class_num(config, self.source)
         self.val_source = build_source(config, "val", world, folder.bad_images("val")) if config.run_eval else None
         self.steps = steps_per_epoch(self.source.num_samples, config.batch_size, world.size)
         self.rates = learning_rates(
@@ -232,7 +233,7 @@ class _Training:
         if self.val_source is not None and (due or last):
             begun = time.monotonic()
             batches = numpy_batches(build_dataset(config, self.val_source, False, world))
-            evaluation = evaluate(self.state.network, batches, config.class_num, config.batch_size, world)
+            evaluation = evaluate(self.state.network, batches, config.num_classes, config.batch_size, world)
             eval_s = time.monotonic() - begun
         received = boundary.signal or agreed_signal(self.stop, world)
         self.state.save(

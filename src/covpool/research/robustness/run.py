@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from covpool.build import architecture, build_dataset, build_model
+from covpool.build import architecture, build_dataset, build_model, resolve_class_num
 from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data.image_folder import FolderSource, class_names
@@ -46,6 +46,7 @@ class _Job:
         about = checkpoint.about
         self.root = Path(config.data_path)
         given = {key: about[key] for key in ("mean", "std") if getattr(config, key) is None and about.get(key)}
+        config = resolve_class_num(config, checkpoint)
         self.config, self.world = config.replace(**given), world
         self.network = build_model(config)
         load_network(self.network, checkpoint, architecture(config))
@@ -55,13 +56,13 @@ class _Job:
     def classes(self, folder: Path) -> list[str]:
         """The network's classes, for a set whose class folders are in ``folder``."""
         listed = Path(self.config.class_names) if self.config.class_names else None
-        return network_classes(listed, self.in_checkpoint, class_names(folder), self.config.class_num)
+        return network_classes(listed, self.in_checkpoint, class_names(folder), self.config.num_classes)
 
     def evaluate(self, source: FolderSource, network: nn.Cell) -> Evaluation:
         """Counts over all images of a source."""
         config = self.config
         batches = numpy_batches(build_dataset(config, source, False, self.world))
-        return evaluate(network, batches, config.class_num, config.batch_size, self.world)
+        return evaluate(network, batches, config.num_classes, config.batch_size, self.world)
 
     def bar(self, items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
         """The items, with a progress bar on rank 0."""
@@ -133,7 +134,7 @@ def _some_classes(job: _Job) -> dict[str, Any]:
     names = job.classes(root)
     source = folder_source(root, names, job.config.robustness)
     present = np.unique(source.labels)
-    among = job.evaluate(source, _Among(job.network, present, job.config.class_num))
+    among = job.evaluate(source, _Among(job.network, present, job.config.num_classes))
     over_all = job.evaluate(source, job.network)
     return {
         "top_1_accuracy": among.top_1,
