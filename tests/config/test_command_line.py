@@ -127,3 +127,13 @@ def test_success_and_own_exit_codes(file):
 def test_the_package_does_not_load_mindspore():
     code = "import sys, covpool.config.entry, covpool.config.modelarts; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_file_may_be_optional_and_keys_know_whether_they_were_given(file):
+    config = parse_args(["--batch_size=64"], "Evaluate.", config_optional=True)
+    assert config == Config() and config.says("batch_size") and not config.says("seed")
+    config = parse_args([f"--config_path={file}", "--eval_crop_ratio=0.875"], "Evaluate.", config_optional=True)
+    assert [key for key in options() if config.says(key)] == ["eval_crop_ratio", "seed"]
+    assert config.replace(batch_size=3).says("batch_size") and Config(seed=2).says("seed")
+    with pytest.raises(ConfigError, match="no file and command line: nesterov"):
+        parse_args(["--nesterov=True", "--momentum=0"], "Evaluate.", config_optional=True)

@@ -17,7 +17,9 @@ _WIDTH = 110
 _INDENT = " " * 8
 
 
-def parse_args(argv: Sequence[str], description: str, required: Sequence[str] = ()) -> Config:
+def parse_args(
+    argv: Sequence[str], description: str, required: Sequence[str] = (), config_optional: bool = False
+) -> Config:
     """Turns command-line arguments (without the program's name) into a configuration.
 
     `--help` prints every key, with the values of the given file if there is one, and leaves by `SystemExit(0)`.
@@ -26,28 +28,31 @@ def parse_args(argv: Sequence[str], description: str, required: Sequence[str] = 
         argv: `--config_path=FILE` and `--key=value` or `--key value`; of two values of a key, the last one counts.
         description: What the program does, for the help.
         required: Keys that must not be empty for this program.
+        config_optional: Whether the program can do without a file, because a checkpoint knows the rest.
 
     Raises:
         ConfigError: Bad usage or a bad configuration, in one line.
     """
     wants_help = "--help" in argv or "-h" in argv
     paths, overrides = _split([text for text in argv if text not in ("--help", "-h")])
-    if not paths and not wants_help:
+    if not paths and not wants_help and not config_optional:
         raise ConfigError(f"{COMMAND_LINE}: --config_path=FILE is missing (--help shows all keys)")
     layer = read_layer(paths[-1]) if paths else Layer()
     apply_overrides(layer, overrides)
     if wants_help:
-        text = format_help(description, layer, Path(sys.argv[0]).name, required)
+        text = format_help(description, layer, Path(sys.argv[0]).name, required, config_optional)
         sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
         raise SystemExit(0)
-    config = build_config(layer, paths[-1], overrides)
+    config = build_config(layer, paths[-1] if paths else "no file", overrides)
     for key in required:
         if getattr(config, key) in ("", None):
             raise ConfigError(f"{COMMAND_LINE}: --{key} is missing: {options()[key].help}")
     return config
 
 
-def format_help(description: str, layer: Layer, program: str, required: Sequence[str] = ()) -> str:
+def format_help(
+    description: str, layer: Layer, program: str, required: Sequence[str] = (), config_optional: bool = False
+) -> str:
     """Returns the help: every key with type, default, choices and help text, by section.
 
     Args:
@@ -55,9 +60,11 @@ def format_help(description: str, layer: Layer, program: str, required: Sequence
         layer: Values and help texts of the given file and options, shown in place of the built-in ones.
         program: Name of the program.
         required: Keys to show in the usage line.
+        config_optional: Whether the program can do without a file.
     """
     needed = "".join(f" --{key}={key.upper()}" for key in required)
-    lines = [f"usage: python {program} --config_path=FILE{needed} [--key=value ...]", "", description, ""]
+    file = "[--config_path=FILE]" if config_optional else "--config_path=FILE"
+    lines = [f"usage: python {program} {file}{needed} [--key=value ...]", "", description, ""]
     section = ""
     for name, option in options().items():
         if option.section != section:

@@ -51,7 +51,7 @@ class Layer:
                 value = show(self.values[name])
                 raise ConfigError(f"{self.origins[name]}: {name} = {value}: must be one of {listed} (choices, {where})")
         try:
-            return Config(**self.values)
+            return Config(**self.values, given=frozenset(self.origins))
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 

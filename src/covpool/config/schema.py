@@ -65,13 +65,13 @@ class Config:
 
     dataset: str = _data(
         "image_folder",
-        "Kind of data set; imagenet2012 is an image folder, mindrecord one that scripts/to_mindrecord.py packed.",
+        "Kind of data set; imagenet2012 is an image folder, mindrecord one that covpool pack packed.",
         choices=("image_folder", "imagenet2012", "mindrecord", "fashion_mnist", "cifar10"),
         aliases={"imagenet": "imagenet2012"},
     )
     data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.")
     image_list: str = _data(
-        "", "File that names the images of an image folder to use, from scripts/check_dataset.py; empty for all."
+        "", "File that names the images of an image folder to use, from covpool check-data; empty for all."
     )
     train_images: Optional[int] = _data(
         None, "Train on this many images, drawn once and whatever the seed; null for all.", bounds="x >= 1"
@@ -104,7 +104,11 @@ class Config:
     std: Optional[tuple[float, ...]] = _data(
         None, "Standard deviation per channel; null for the data set's own.", bounds="x > 0"
     )
-    interpolation: str = _data("bilinear", "Interpolation of resized images.", choices=("bilinear", "bicubic"))
+    interpolation: str = _data(
+        "bilinear",
+        "Interpolation of resized images; area and pilcubic smooth before they shrink.",
+        choices=("bilinear", "bicubic", "nearest", "area", "pilcubic"),
+    )
     num_workers: Optional[int] = _data(
         None, "Parallel workers of the data pipeline per process; null to follow the cores.", bounds="x >= 1"
     )
@@ -216,6 +220,9 @@ class Config:
     checkpoint_url: str = _modelarts("", "Checkpoints in the object store, copied to load_path.")
     load_path: str = _modelarts("", "Local folder of the copied checkpoints.")
 
+    # Keys that a file or the command line gave, also where they gave the default.
+    given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
+
     def __post_init__(self) -> None:
         for option in options().values():
             value = check(option, getattr(self, option.name), "configuration")
@@ -233,6 +240,10 @@ class Config:
         if self.class_num == "auto":
             raise ConfigError("class_num = auto: needs data or a checkpoint that says how many; give --class_num=N")
         return self.class_num
+
+    def says(self, name: str) -> bool:
+        """Whether somebody chose the value of a key: it was given, or is not the default."""
+        return name in self.given or getattr(self, name) != options()[name].default
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all keys with plain values (lists for tuples)."""
@@ -264,6 +275,8 @@ def options() -> Mapping[str, Option]:
     hints = typing.get_type_hints(Config)
     table = {}
     for item in dataclasses.fields(Config):
+        if "section" not in item.metadata:
+            continue
         kind, words = _kind(hints[item.name])
         default = {} if item.default is dataclasses.MISSING else item.default
         table[item.name] = Option(item.name, kind, words, default, **item.metadata)
