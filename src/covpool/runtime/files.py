@@ -1,86 +1,206 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files of users that are safe to read."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import re
 import shutil
+import signal
+import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from covpool.errors import UserError
+
+_WORKSPACE = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # what mkdtemp makes of the names below
+_NAME_LENGTH = 50  # characters of a target's name that its workspace repeats; a name may have 255 bytes
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; on success sync it and rename it to ``path``.
+    """Give a temporary name to write to; when the block ends well, sync the file and rename it to ``path``.
 
-    The temporary name keeps the ending of ``path``. The file gets the permissions of any new file, whatever its
-    writer chose (MindSpore makes its files readable by their owner alone). On an error it is removed and an earlier
-    file stays.
+    The temporary file keeps the ending of ``path`` and lies in a new folder beside it that nobody else may enter, so
+    no link can be waiting there, and whatever else a writer puts there vanishes. The file gets the permissions of any
+    new file, whatever its writer chose (MindSpore makes its files readable by their owner alone). On an error an
+    earlier file stays as it was.
+
+    Raises:
+        OSError: The file cannot be written.
+        UserError: Path or content have bytes that are no UTF-8, which the writer does not take.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    finally:
-        for left in target.parent.glob(f"{temporary.stem}*"):  # a writer's own, too
-            left.unlink()
+        with _workspace(target) as folder:
+            temporary = folder / f"new{target.suffix}"
+            mode = _mode_of_new_file(temporary)
+            yield temporary
+            temporary.chmod(mode)
+            _sync(temporary)
+            temporary.replace(target)
+            _sync(target.parent)
+    except UnicodeEncodeError as error:
+        raise UserError(f"cannot write {str(target)!r}: its name or content is not valid UTF-8") from error
 
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes ``output`` when the block ends well and vanishes when it does not.
 
+    That a process was killed outright is noticed by the next one that makes a folder there: it removes what was left.
+
     Raises:
         UserError: The output exists and is no empty folder, or cannot be written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: choose another name or remove it")
     try:
+        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output} exists already: choose another name or remove it")
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        remove_leftovers(output.parent)
+        with _ended_by_exception(), _workspace(output) as folder:
+            partial = folder / "new"
+            partial.mkdir()
+            yield partial
+            os.sync()  # one call for all files
+            partial.replace(output)
+            _sync(output.parent)
     except OSError as error:
-        raise UserError(f"cannot make a folder beside {output}: {error.strerror or error}") from error
-    try:
-        yield partial
-        partial.chmod(0o755)
-        partial.replace(output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder; nobody else may be writing there."""
-    for left in folder.glob(".*.tmp*"):
-        left.unlink()
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write ``content`` as indented JSON, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write ``content`` as indented JSON, whole or not at all; a path that is no UTF-8 is escaped and reads back."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder; what a living one is writing stays."""
+    for entry in list(os.scandir(folder)):
+        if not _WORKSPACE.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            handle = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # in use, or nobody can tell
+            continue
+        else:
+            shutil.rmtree(entry.path, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def open_regular(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
+    """Open a regular file to read (``r``, ``rb``) or to append (``a``, ``ab``); text is UTF-8.
+
+    Opening a FIFO would wait for somebody at its other end.
+
+    Raises:
+        OSError: It is a folder, FIFO, device or socket, or cannot be opened.
+    """
+    access = os.O_WRONLY | os.O_APPEND | os.O_CREAT if mode[0] == "a" else os.O_RDONLY
+    irregular = OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    try:
+        handle = os.open(path, access | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a FIFO that nobody reads, a socket
+            raise irregular from error
+        raise
+    kind = os.fstat(handle).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
+    os.close(handle)
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)) if stat.S_ISDIR(kind) else irregular
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file, see :func:`open_regular`."""
+    with open_regular(path) as file:
+        return bytes(file.read())
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a regular file of UTF-8 text, see :func:`open_regular`."""
+    with open_regular(path, "r") as file:
+        return str(file.read())
+
+
+@contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` for the owner alone, of a name that cannot be guessed; removed with what is in it.
+
+    It is locked as long as it is in use: the lock of a process that dies is released, whatever killed it.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:_NAME_LENGTH]}.", suffix=".tmp", dir=target.parent))
+        handle = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some network file systems lock no folders; then leftovers stay
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.exists():  # else another process took it for a leftover before it was locked
+            break
+        os.close(handle)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit within the block where they would end the process on the spot."""
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL
+    ]
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _mode_of_new_file(path: Path) -> int:
+    """The permissions that a new file gets there, from the umask and the folder; ``path`` is free again."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        path.unlink()
 
 
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync no folders
+            raise
     finally:
         os.close(handle)
