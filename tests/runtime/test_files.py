@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from covpool.errors import UserError
@@ -25,7 +26,17 @@ from covpool.runtime.files import (
     write_text,
 )
 
-NAMES = ["net[1].json", "a**b.json", "?", "[", "a b\n.json", "-x", "é猫" * 40, "x" * 251 + ".bin", os.fsdecode(b"\xff.txt")]
+NAMES = [
+    "net[1].json",
+    "a**b.json",
+    "?",
+    "[",
+    "a b\n.json",
+    "-x",
+    "é猫" * 40,
+    "x" * 251 + ".bin",
+    os.fsdecode(b"\xff.txt"),
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,3 +162,9 @@ def test_a_fifo_is_no_file(tmp_path: Path) -> None:
     with open_regular(tmp_path / "log", "a") as file:
         file.write("é")
     assert read_text(tmp_path / "log") == "é" and read_bytes(tmp_path / "log") == "é".encode()
+
+
+def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"loss": float("nan"), "rates": (1.0, [-np.inf, np.float64("inf")]), "n": 3})
+    found = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"loss": None, "rates": [1.0, [None, None]], "n": 3}

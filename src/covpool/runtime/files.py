@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -84,9 +85,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write ``content`` as indented JSON, whole or not at all; a path that is no UTF-8 is escaped and reads back."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    """Write ``content`` as indented JSON, whole or not at all; a path that is no UTF-8 is escaped and reads back.
+
+    NaN and infinities become null: other parsers reject them.
+    """
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -128,7 +140,9 @@ def open_regular(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
     if stat.S_ISREG(kind):
         return os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
     os.close(handle)
-    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)) if stat.S_ISDIR(kind) else irregular
+    raise (
+        IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)) if stat.S_ISDIR(kind) else irregular
+    )
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
