@@ -1,14 +1,13 @@
 """Reading and writing of YAML files, restricted to plain data.
 
 A file is composed into nodes by PyYAML's safe loader and turned into scalars, lists and mappings here: tags, anchors
-and aliases are refused, a key may occur once, and each top-level key keeps its line for messages.
+and aliases are refused, a key may occur once (or again with the same value), and each top-level key keeps its line for
+messages.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from covpool.config.values import closest, resolve, show
 from covpool.errors import ConfigError
+from covpool.runtime.files import write_text
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 16
@@ -126,21 +126,7 @@ def write_yaml(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     Raises:
         OSError: The folder cannot be made or written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.dump(dict(values), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    write_text(path, yaml.dump(dict(values), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def _compose(text: str, source: str) -> list[yaml.Node]:
@@ -160,13 +146,19 @@ def _plain(node: yaml.Node, source: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, source) for item in node.value]
     mapping: dict[str, Any] = {}
-    for key, value in node.value:
+    lines: dict[str, int] = {}
+    for key, item in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{source}:{line}: a key must be a name, not a list or a mapping")
-        if key.value in mapping:
-            raise ConfigError(f"{source}:{line}: key {show(key.value)} is given twice")
-        mapping[key.value] = _plain(value, source)
+        value = _plain(item, source)
+        earlier = mapping.setdefault(key.value, value)
+        if (type(earlier), earlier) != (type(value), value):
+            raise ConfigError(
+                f"{source}:{line}: key {show(key.value)} is given twice: {show(value)} here, {show(earlier)} in line "
+                f"{lines[key.value]}"
+            )
+        lines[key.value] = line
     return mapping
 
 
