@@ -1,10 +1,10 @@
 """Checkpoints of PyTorch and Paddle in MindSpore, and the way back."""
 
+from covpool.checkpoints.entries import read_entries
 from covpool.checkpoints.files import (
     Report,
     convert_file,
     read_ckpt,
-    read_entries,
     read_parameters,
     write_ckpt,
     write_safetensors,

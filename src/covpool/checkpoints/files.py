@@ -2,64 +2,25 @@
 
 from __future__ import annotations
 
-import binascii
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Callable, Mapping, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from covpool.checkpoints.entries import read_entries
 from covpool.checkpoints.merge import load_into
 from covpool.checkpoints.names import convert_state_dict, to_pytorch
-from covpool.checkpoints.readers import check_file, damaged, needs, read_state_dict
+from covpool.checkpoints.readers import needs, read_state_dict
 from covpool.errors import UserError
 from covpool.runtime.files import whole_file
-
-logger = logging.getLogger(__name__)
-
-# What MindSpore appends with crc_check=True: this mark and ten bytes with the CRC-32 of all before it.
-_CRC_MARK = b"crc_num"
-_CRC_BYTES = 10
 
 # Beside the network's parameters training checkpoints hold the optimiser's state and that of single ranks.
 _OF_TRAINING = ("optimizer.", "ranks.")
 
 _PERMISSIONS = 0o644
-
-
-def read_entries(path: Path, checksum_required: bool = False) -> dict[str, Any]:
-    """Read everything in a MindSpore checkpoint; its checksum, where it has one, is compared.
-
-    Args:
-        path: A `.ckpt` file.
-        checksum_required: Whether a file without checksum counts as damaged.
-
-    Returns:
-        Name -> parameter, or text where a text was stored.
-
-    Raises:
-        UserError: No such file, not a checkpoint, or damaged.
-    """
-    check_file(path)
-    if path.suffix != ".ckpt":
-        raise UserError(f"{path}: a MindSpore checkpoint must end with .ckpt", exit_code=2)
-    content = path.read_bytes()
-    tail = len(_CRC_MARK) + _CRC_BYTES
-    checked = content[-tail:-_CRC_BYTES] == _CRC_MARK
-    if checksum_required and not checked:
-        raise UserError(f"{path}: damaged, its checksum is missing")
-    if checked and binascii.crc32(content[:-tail]) != int.from_bytes(content[-_CRC_BYTES:], "big"):
-        raise UserError(f"{path}: damaged, its checksum is wrong")
-    try:
-        entries = dict(ms.load_checkpoint(str(path)))
-    except ValueError as error:
-        raise damaged(path, "MindSpore checkpoint", error) from error
-    if not checked:
-        logger.warning("%s: has no checksum; damage to its values would not be noticed", path)
-    return entries
 
 
 def read_ckpt(path: Path) -> dict[str, ms.Parameter]:

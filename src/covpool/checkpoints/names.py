@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Mapping, Optional
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional
 
 import mindspore as ms
 import numpy as np
@@ -33,13 +37,40 @@ _COUNTER = _POOLING + "dropout.counter"
 
 _PARALLEL = "module."
 
+# The trainer of fast-MPN-COV takes a network apart: the children of the backbone, by number, then pooling and
+# classifier. Reduction and its normalisation are children 8 and 9 where it started from a pretrained network.
+_TRAINER_MARK = re.compile(r"features\.4\.0\.conv1\.weight")
+_TRAINER = {
+    "features.0.": "conv1.",
+    "features.1.": "bn1.",
+    **{f"features.{stage + 3}.": f"layer{stage}." for stage in (1, 2, 3, 4)},
+    "features.8.": "layer_reduce.",
+    "features.9.": "layer_reduce_bn.",
+    "representation.conv_dr_block.0.": "layer_reduce.",
+    "representation.conv_dr_block.1.": "layer_reduce_bn.",
+    "classifier.": "fc.",
+}
+
+# The public MindSpore ports took their residual blocks from MindSpore's model zoo: parts of names, theirs and ours.
+_PORT = {"bn1d": "bn1", "bn2d": "bn2", "down_sample_layer": "downsample", "end_point": "fc"}
+_PORT_MARK = re.compile(r"layer\d\.\d+\.(bn1d|down_sample_layer)\.")
+# What MindSpore's training loop stores beside the network.
+_PORT_TRAINING = re.compile(
+    r"(moments|accum|stat)\..*|learning_rate|momentum|global_step|epoch_num|step_num|loss_scale|scale_sense"
+    r"|current_iterator_step|last_overflow_iterator_step|about\..*"
+)
+
+logger = logging.getLogger(__name__)
+
 
 def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Parameter]:
     """Convert a PyTorch state dict of a classification network to MindSpore parameters.
 
     Rules, with `m` any module:
 
-    * a leading `module.` (data parallel training) is dropped;
+    * `module.` (data parallel training), at the beginning or after `features.`, is dropped;
+    * in a checkpoint of the trainer of fast-MPN-COV, `features.N`, `representation.conv_dr_block.N` and `classifier`
+      become the backbone's names, `layer_reduce`, `layer_reduce_bn` and `fc`;
     * `m` with `running_mean` is a batch normalisation: `weight, bias, running_mean, running_var` become
       `gamma, beta, moving_mean, moving_variance`; `num_batches_tracked` has no counterpart and is dropped;
     * `eca_layer.conv.weight` (1, 1, k) becomes `pooling.conv.weight`, and the count of drawn dropout masks,
@@ -58,7 +89,7 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
     Raises:
         UserError: Names, ranks or types that no rule knows, all in one line; two names that become one.
     """
-    arrays = _without_parallel_prefix(state_dict)
+    arrays = _renamed(state_dict)
     normalisations = {_module(name) for name in arrays if _leaf(name) == _STATISTICS[0]}
     parameters: dict[str, ms.Parameter] = {}
     unknown = []
@@ -117,6 +148,39 @@ def to_pytorch(parameters: Mapping[str, ms.Parameter]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def from_port(entries: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A checkpoint of the public MindSpore ports by the names of this project; any other one as it is.
+
+    `bn1d`, `bn2d`, `down_sample_layer` and `end_point` become `bn1`, `bn2`, `downsample` and `fc`; the rank of
+    `eca_layer.conv.weight` (1, 1, 1, k) sinks to 3, and it becomes `pooling.conv.weight`; what the optimiser stored is
+    left out. The entry `about.conventions` says that the network computes as the ports' do, see
+    `ResNet.set_conventions`.
+
+    Args:
+        entries: Name -> parameter or text.
+        path: The file, for messages.
+
+    Raises:
+        UserError: Two names that become one.
+    """
+    if not any(map(_PORT_MARK.match, entries)):
+        return entries
+    renamed: dict[str, Any] = {"about.conventions": json.dumps("model_zoo")}
+    for name, value in entries.items():
+        if _PORT_TRAINING.fullmatch(name):
+            continue
+        target = ".".join(_PORT.get(part, part) for part in name.split("."))
+        array = value.asnumpy()
+        if name == _RELEASED_KERNEL and array.ndim == 4 and array.shape[:3] == (1, 1, 1):
+            target, array = _KERNEL, array[0]
+            renamed[_COUNTER] = _parameter(_COUNTER, np.zeros((), np.int32))
+        if target in renamed:
+            raise UserError(f"{path}: two tensors become {target}")
+        renamed[target] = _parameter(target, array)
+    logger.info("%s: a checkpoint of the MindSpore ports; the network computes as theirs", path)
+    return renamed
+
+
 def listed(names: Iterable[str], limit: int = 6) -> str:
     """Names as one line, the first `limit` of them and the number of the others."""
     names = list(names)
@@ -146,14 +210,25 @@ def _to_pytorch(name: str, shape: tuple[int, ...], is_norm: bool) -> Optional[st
     return name if len(shape) in _RANKS.get(leaf, ()) else None
 
 
-def _without_parallel_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _renamed(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict by the names of the network itself: without wrappers of data parallel training and trainers."""
+    short = {name: _without_wrapper(name) for name in state_dict}
+    if any(map(_TRAINER_MARK.match, short.values())):
+        for name, value in short.items():
+            prefix = next((prefix for prefix in _TRAINER if value.startswith(prefix)), None)
+            short[name] = _TRAINER[prefix] + value[len(prefix) :] if prefix else value
     arrays: dict[str, np.ndarray] = {}
-    for name, value in state_dict.items():
-        short = name[len(_PARALLEL) :] if name.startswith(_PARALLEL) else name
-        if short in arrays:
-            raise UserError(f"checkpoint: both {short} and {_PARALLEL}{short} are there")
-        arrays[short] = value
+    for name, target in short.items():
+        if target in arrays:
+            first = next(other for other in short if short[other] == target)
+            raise UserError(f"checkpoint: both {first} and {name} are there")
+        arrays[target] = state_dict[name]
     return arrays
+
+
+def _without_wrapper(name: str) -> str:
+    name = name[len(_PARALLEL) :] if name.startswith(_PARALLEL) else name
+    return name.replace(f"features.{_PARALLEL}", "features.", 1) if name.startswith("features.") else name
 
 
 def _parameter(name: str, value: np.ndarray) -> ms.Parameter:

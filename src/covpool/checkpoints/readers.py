@@ -12,6 +12,7 @@ from typing import Any, Callable
 import mindspore  # noqa: F401 - MindSpore must be imported before PyTorch: both bring an OpenMP runtime
 import numpy as np
 
+from covpool.checkpoints.entries import check_file, damaged
 from covpool.checkpoints.paddle import read_paddle
 from covpool.errors import UserError
 
@@ -54,20 +55,6 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     check_file(path)
     tensors = _unwrap(reader(path), path)
     return {str(name): _array(value, str(name), path) for name, value in tensors.items()}
-
-
-def check_file(path: Path) -> None:
-    """Raise UserError unless `path` is a file with content."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file", exit_code=2)
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-
-
-def damaged(path: Path, kind: str, error: BaseException) -> UserError:
-    """The error for a file that its own library cannot read: the first sentence of what that says."""
-    reason = str(error).strip().split("\n")[0].split(". ")[0]
-    return UserError(f"{path}: not a readable {kind} file, or damaged ({type(error).__name__}: {reason})")
 
 
 def needs(package: str, path: Path) -> UserError:
