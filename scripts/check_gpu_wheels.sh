@@ -88,7 +88,7 @@ expect() { # expect PATTERN FILE
 
 if "$python" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2> /dev/null; then
     echo "2. and 3. with this machine's driver"
-    GLOG_v=3 "$python" "$root/scripts/check_device.py" --device_target=GPU --libraries
+    GLOG_v=3 "$python" -m covpool check-device --device_target=GPU --libraries
 else
     echo "2. no driver"
     "$python" choose.py libc.so.6 > no_driver.log 2>&1 # any library passes for the driver in the project's own check

@@ -7,7 +7,7 @@ _gpu_python=python
 if [ -x "$_gpu_root/.venv/bin/python" ] && [ -z "${VIRTUAL_ENV:-}" ]; then
     _gpu_python="$_gpu_root/.venv/bin/python"
 fi
-if _gpu_lines=$("$_gpu_python" "$_gpu_root/scripts/check_device.py" --print_env); then
+if _gpu_lines=$("$_gpu_python" -m covpool check-device --print_env); then
     while IFS= read -r _gpu_line; do
         if [ -n "$_gpu_line" ]; then
             export "${_gpu_line?}"

@@ -28,7 +28,7 @@ for class in bag coat sneaker trouser; do
     files=("$data/val/$class"/*)
     images+=("${files[0]}")
 done
-python scripts/predict.py --file "$output/net.mindir" --images "${images[@]}" --top 3
+covpool predict --file "$output/net.mindir" --images "${images[@]}" --top 3
 
 accuracy=$(python -c 'import json, sys; print(format(json.load(open(sys.argv[1]))["top_1_accuracy"], ".1%"))' \
     "$output/result.json")

@@ -13,6 +13,8 @@ EntryT = TypeVar("EntryT")
 class UnknownNameError(UserError, ValueError):
     """A name that is not registered; the message gives the nearest names and all names."""
 
+    exit_code = 2
+
     def __init__(self, kind: str, name: object, names: List[str]) -> None:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -21,7 +21,7 @@ CONFIG = "net_name: resnet10\npooling: dropcov\nreduction_dim: 16\nclass_num: 5\
 
 def convert(root: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     (folder / "c.yaml").write_text(CONFIG)
-    command = [sys.executable, str(root / "scripts/convert_checkpoint.py"), *arguments]
+    command = [sys.executable, "-m", "covpool", "convert", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 

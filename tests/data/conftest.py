@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covpool import cli
 from covpool.data import ArraySource, array_source
-from scripts import check_dataset
 from tests.data.image_files import PIXELS, encoded
 
 
@@ -71,7 +71,7 @@ def check(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
 
     def run(*options: str) -> tuple[int, list[tuple[str, str, str]], list[tuple[str, str, str]]]:
         report = tmp_path / "report.json"
-        code = check_dataset.main(["--data_path", str(folder), "--json", str(report), *options])
+        code = cli.run(["check-data", "--data_path", str(folder), "--json", str(report), *options])
         content = json.loads(report.read_text())
         printed = capsys.readouterr().out.splitlines()
         problems, notes = ([(f["kind"], f["path"], f["text"]) for f in content[k]] for k in ("problems", "notes"))

@@ -1,4 +1,4 @@
-"""scripts/check_dataset.py finds every kind of problem."""
+"""covpool check-data finds every kind of problem."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import pytest
 
 from covpool.data import open_source
 from tests.data.image_files import PIXELS, animated, encoded
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_dataset.py"
 
 
 def test_a_clean_data_set(check: Callable, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +102,7 @@ def test_files_without_permission(folder: Path, tmp_path: Path, clean_env: dict[
     (folder / "train" / "cat" / "0.png").chmod(0)
     (folder / "val" / "dog").chmod(0)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RIGHTS, str(SCRIPT), "--data_path", str(folder)],
+        [sys.executable, "-c", WITHOUT_RIGHTS, "-m", "covpool", "check-data", "--data_path", str(folder)],
         cwd=tmp_path,
         env=clean_env,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What scripts/check_dataset.py prints and writes; its clean list is what training can use."""
+"""What covpool check-data prints and writes; its clean list is what training can use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Callable
 import numpy as np
 import pytest
 
+from covpool import cli
 from covpool.data import open_source, usable
-from scripts.check_dataset import main
 from tests.data.image_files import PIXELS, encoded
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_dataset.py"
-SAMPLE = SCRIPT.parents[1] / "data" / "fashion_mnist_sample"
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "data" / "fashion_mnist_sample"
 
 
 def test_odd_names_in_findings_and_clean_list(check: Callable, folder: Path, tmp_path: Path) -> None:
@@ -58,9 +58,9 @@ def test_many_files_on_several_processes(tmp_path: Path, capfd: pytest.CaptureFi
     for name in ("0000.png", "0100.png"):
         victims = sorted((tmp_path / "data" / "train" / "bag").iterdir())
         victims[int(name[:4])].write_bytes(b"")
-    alone = main(["--data_path", str(tmp_path / "data"), "--workers", "1", "--json", str(tmp_path / "1.json")])
-    several = main(["--data_path", str(tmp_path / "data"), "--workers", "2", "--json", str(tmp_path / "2.json")])
-    assert alone == several == 1
+    for workers in ("1", "2"):
+        options = ["--workers", workers, "--json", str(tmp_path / f"{workers}.json")]
+        assert cli.run(["check-data", "--data_path", str(tmp_path / "data"), *options]) == 1
     assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
     assert len(json.loads((tmp_path / "1.json").read_text())["problems"]) == 2
 
@@ -68,11 +68,11 @@ def test_many_files_on_several_processes(tmp_path: Path, capfd: pytest.CaptureFi
 def test_notes_are_shown_by_kind_or_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         (folder / "train" / "cat" / f"p{number}.png").write_bytes(encoded(mode="P"))
-    assert main(["--data_path", str(folder)]) == 0
+    assert cli.run(["check-data", "--data_path", str(folder)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "note: converted: train/cat/p0.png: is a palette; becomes RGB of 8 bits"
     assert printed[1] == "note: converted: 2 more (--notes shows them)" and len(printed) == 3
-    assert main(["--data_path", str(folder), "--notes"]) == 0
+    assert cli.run(["check-data", "--data_path", str(folder), "--notes"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
@@ -83,15 +83,13 @@ def test_usage_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ["--data_path", str(folder), "--workers", "0"],
         ["--data_path", str(folder), "--dataset", "cifar10", "--duplicates"],
     ):
-        with pytest.raises(SystemExit) as raised:
-            main(arguments)
-        assert raised.value.code == 2 and "error: " in capsys.readouterr().err
+        assert cli.run(["check-data", *arguments]) == 2 and "error: " in capsys.readouterr().err
     (tmp_path / "file").write_text("x")
-    assert main(["--data_path", str(folder), "--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert cli.run(["check-data", "--data_path", str(folder), "--json", str(tmp_path / "file" / "x.json")]) == 2
     assert capsys.readouterr().err.startswith("error: cannot write ")
     for path in (folder / "train").glob("*/*"):
         path.write_bytes(b"")
-    assert main(["--data_path", str(folder), "--write_clean_list", str(tmp_path / "clean.txt")]) == 2
+    assert cli.run(["check-data", "--data_path", str(folder), "--write_clean_list", str(tmp_path / "clean.txt")]) == 2
     assert "no clean list was written" in capsys.readouterr().err and not (tmp_path / "clean.txt").exists()
 
 
@@ -101,17 +99,17 @@ def test_other_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         records = rng.integers(0, 10, (2, 3073), dtype=np.uint8)
         (tmp_path / name).write_bytes(records.tobytes())
     options = ["--data_path", str(tmp_path), "--dataset", "cifar10"]
-    assert main(options) == 0
+    assert cli.run(["check-data", *options]) == 0
     assert "train 10 images in 10 classes, val 2 images in 10 classes; problems: 0" in capsys.readouterr().out
     (tmp_path / "data_batch_3.bin").write_bytes(b"x" * 100)
-    assert main(options) == 1
+    assert cli.run(["check-data", *options]) == 1
     assert "problem: data set: " in capsys.readouterr().out
 
 
 def test_as_a_command(folder: Path, tmp_path: Path, clean_env: dict[str, str]) -> None:
     (folder / "val" / "cat" / "0.png").write_bytes(b"")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--data_path", str(folder)],
+        [sys.executable, "-m", "covpool", "check-data", "--data_path", str(folder)],
         cwd=tmp_path,
         env=clean_env,
         capture_output=True,

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covpool import cli
+from covpool.commands import fashion_mnist as commands
 from covpool.data import open_source
 from covpool.data.fashion_mnist import CLASS_NAMES
-from scripts import make_sample, prepare_fashion_mnist
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -48,8 +49,8 @@ def published(originals: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sums[path.name[:-3]] = tuple(
             hashlib.md5(part, usedforsecurity=False).hexdigest() for part in (data, gzip.decompress(data))
         )
-    monkeypatch.setattr(prepare_fashion_mnist, "CHECKSUMS", sums)
-    monkeypatch.setattr(prepare_fashion_mnist, "COUNTS", {"train": 30, "val": 20})
+    monkeypatch.setattr(commands, "CHECKSUMS", sums)
+    monkeypatch.setattr(commands, "COUNTS", {"train": 30, "val": 20})
     return originals
 
 
@@ -68,7 +69,7 @@ def server(published: Path) -> Iterator[str]:
 
 
 def prepare(*args: object) -> int:
-    return prepare_fashion_mnist.main([str(arg) for arg in args])
+    return cli.run(["fashion-mnist", *(str(arg) for arg in args)])
 
 
 def test_image_folder_holds_every_image_under_its_class(published: Path, tmp_path: Path) -> None:
@@ -159,14 +160,14 @@ def test_published_checksums_guard_the_counts(originals: Path, tmp_path: Path) -
 def test_sample_is_balanced_and_repeatable(originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("one", "two"):
         arguments = ["--source", originals, "--output", tmp_path / name, "--train", 2, "--val", 1, "--seed", 4]
-        assert make_sample.main([str(a) for a in arguments]) == 0
+        assert cli.run(["fashion-mnist-sample", *(str(a) for a in arguments)]) == 0
     files = [p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()]
     assert len(files) == 10 * 2 + 10 * 1 + 1
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert "--train 2 --val 1 --seed 4" in (tmp_path / "one" / "README.md").read_text()
     too_many = ["--source", str(originals), "--output", str(tmp_path / "three"), "--train", "4", "--val", "1"]
-    assert make_sample.main(too_many) == 1
+    assert cli.run(["fashion-mnist-sample", *too_many]) == 1
     assert "class t-shirt_top has 3 images, 4 were asked for" in capsys.readouterr().err
     assert not (tmp_path / "three").exists()
 

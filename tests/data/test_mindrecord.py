@@ -8,12 +8,13 @@ from typing import Any, Callable
 import numpy as np
 import pytest
 
+from covpool import cli
+from covpool.commands.data_sets import pack
 from covpool.config import Config
 from covpool.data import create_dataset, mindrecord, open_source
 from covpool.data.image_folder import open_image_folder
 from covpool.data.mindrecord import open_mindrecord, pack_image_folder
 from covpool.errors import UserError
-from scripts import to_mindrecord
 
 COUNTS = {"train": {"a": 9, "it's b": 7, "ü": 8}, "val": {"a": 3, "ü": 4}}
 
@@ -34,7 +35,7 @@ def folder(write_image: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def packed(folder: Path, tmp_path: Path) -> Path:
     output = tmp_path / "packed"
-    assert to_mindrecord.pack(folder, output, shards=3) == {"train": 24, "val": 7}
+    assert pack(folder, output, shards=3) == {"train": 24, "val": 7}
     return output
 
 
@@ -117,7 +118,7 @@ def test_mindspore_reads_the_same_rows(folder: Path, packed: Path) -> None:
 
 
 def test_one_shard_and_permissions(folder: Path, tmp_path: Path) -> None:
-    to_mindrecord.pack(folder, tmp_path / "one")
+    pack(folder, tmp_path / "one")
     names = ["train.mindrecord", "train.mindrecord.db", "val.mindrecord", "val.mindrecord.db"]
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == names
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "one").iterdir()} == {0o644}
@@ -129,7 +130,7 @@ def test_shards_share_the_images_and_follow_their_size(
 ) -> None:
     monkeypatch.setattr(mindrecord, "DEFAULT_SHARD_BYTES", 3000)
     monkeypatch.setattr(mindrecord, "_CHUNK_BYTES", 4000)
-    to_mindrecord.pack(folder, tmp_path / "small")
+    pack(folder, tmp_path / "small")
     source = open_mindrecord(tmp_path / "small", "train")
     folder_source = open_image_folder(folder, "train")
     total = sum(len(folder_source.read(index)) for index in range(24))
@@ -143,7 +144,7 @@ def test_shards_share_the_images_and_follow_their_size(
 def test_large_image_gets_larger_pages(write_image: Callable[..., Path], tmp_path: Path) -> None:
     write_image("big/train/a/large.bmp", np.full((3400, 3400, 3), 7, np.uint8))  # 34.7 MB; pages have 33.6 MB
     write_image("big/train/a/small.png", 9)
-    to_mindrecord.pack(tmp_path / "big", tmp_path / "out")
+    pack(tmp_path / "big", tmp_path / "out")
     source, original = open_mindrecord(tmp_path / "out", "train"), open_image_folder(tmp_path / "big", "train")
     for index in range(2):
         np.testing.assert_array_equal(source.read(index), original.read(index))
@@ -151,8 +152,8 @@ def test_large_image_gets_larger_pages(write_image: Callable[..., Path], tmp_pat
 
 def test_train_alone_can_be_packed(folder: Path, tmp_path: Path) -> None:
     (folder / "val").rename(tmp_path / "elsewhere")
-    assert to_mindrecord.pack(folder, tmp_path / "out") == {"train": 24}
-    with pytest.raises(UserError, match=r"no val\.mindrecord files in .*out: scripts/to_mindrecord\.py makes them"):
+    assert pack(folder, tmp_path / "out") == {"train": 24}
+    with pytest.raises(UserError, match=r"no val\.mindrecord files in .*out: covpool pack makes them"):
         open_source("mindrecord", tmp_path / "out", "val")
 
 
@@ -206,7 +207,7 @@ def test_damage_inside_a_shard_is_found_on_reading(packed: Path) -> None:
 @pytest.mark.parametrize("shards", [0, 25, 1001])
 def test_impossible_number_of_shards(folder: Path, tmp_path: Path, shards: int) -> None:
     with pytest.raises(UserError, match=f"shards must lie in 1 to 24 for 24 images, got {shards}"):
-        to_mindrecord.pack(folder, tmp_path / "out", shards)
+        pack(folder, tmp_path / "out", shards)
     assert not (tmp_path / "out").exists()
 
 
@@ -217,11 +218,11 @@ def test_unwritable_folder_is_told_in_one_line(folder: Path, tmp_path: Path) -> 
 
 def test_command_packs_and_says_what(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data_path", str(folder), "--output", str(tmp_path / "out"), "--shards", "2", "--workers", "1"]
-    assert to_mindrecord.main(arguments) == 0
+    assert cli.run(["pack", *arguments]) == 0
     output = capsys.readouterr()
     assert output.out.startswith(f"{tmp_path / 'out'}: 24 train images, 7 val images, ")
     assert "24/24" in output.err
-    assert to_mindrecord.main(arguments) == 1
+    assert cli.run(["pack", *arguments]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'out'} exists already: choose another name or remove it\n"
 
 
@@ -231,7 +232,7 @@ def test_damaged_image_ends_the_packing_without_trace(
     victim = next((folder / "train" / "a").glob("*.png"))
     victim.write_bytes(victim.read_bytes()[:300])
     before = sorted(tmp_path.iterdir())
-    assert to_mindrecord.main(["--data_path", str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert cli.run(["pack", "--data_path", str(folder), "--output", str(tmp_path / "out")]) == 1
     assert f"error: damaged image {victim}" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 

@@ -1,4 +1,4 @@
-"""export.py and scripts/predict.py, started as a user does."""
+"""export.py and covpool predict, started as a user does."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_export_and_predict(file_format, ending, checkpoint, root, clean_env, tm
     result = start(
         root,
         clean_env,
-        *("scripts/predict.py", "--file", str(tmp_path / f"net.{ending}"), "--images", *files),
+        *("-m", "covpool", "predict", "--file", str(tmp_path / f"net.{ending}"), "--images", *files),
         *("--top", "2", "--batch_size", "2"),
     )
     assert result.returncode == 0, result.stderr
@@ -62,7 +62,9 @@ def test_export_and_predict(file_format, ending, checkpoint, root, clean_env, tm
 
 def test_errors_are_one_line(checkpoint, root, clean_env, tmp_path, image_files):
     (tmp_path / "net.onnx").write_bytes(b"nothing of the kind")
-    damaged = start(root, clean_env, "scripts/predict.py", "--file", f"{tmp_path}/net.onnx", "--images", str(SAMPLE))
+    damaged = start(
+        root, clean_env, "-m", "covpool", "predict", "--file", f"{tmp_path}/net.onnx", "--images", str(SAMPLE)
+    )
     assert damaged.returncode == 1
     assert re.fullmatch(r"error: .*net\.onnx is damaged or not a file of export\.py.*\n", damaged.stderr)
     config = f"--config_path={root / 'config/quickstart.yaml'}"

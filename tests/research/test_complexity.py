@@ -149,7 +149,7 @@ def test_a_matrix_decomposition_is_said():
 
 def test_command_line(root, tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(root / "scripts/complexity.py"), *arguments]
+        command = [sys.executable, "-m", "covpool", "complexity", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     result = run(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from covpool import cli
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import corrupt, frost_texture
 from covpool.research.robustness.severities import CORRUPTIONS, IMAGENET, SCALES, SMALL
@@ -137,13 +137,11 @@ def test_large_images_are_cut_and_become_jpeg(tmp_path: Path) -> None:
 
 
 def test_the_command_line_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import make_corruptions
 
     arguments = ["--source", str(SAMPLE / "val"), "--output", str(tmp_path), "--scale", "small", "--per_class", "1"]
     arguments += ["--corruptions", "contrast", "--severities", "2", "--workers", "1"]
-    assert make_corruptions.main(arguments) == 0
-    assert make_corruptions.main(arguments) == 0
+    assert cli.run(["corrupt", *arguments]) == 0
+    assert cli.run(["corrupt", *arguments]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert "10 files written, 0 were there" in first and "0 files written, 10 were there" in second
-    assert make_corruptions.main([*arguments[:1], str(tmp_path / "none"), *arguments[2:]]) == 1
+    assert cli.run(["corrupt", *arguments[:1], str(tmp_path / "none"), *arguments[2:]]) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import mindspore as ms
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
+from covpool import cli
 from covpool.errors import UserError
 from covpool.models import create_model
 from covpool.research.landscape import LENGTHS, Probe, band_widths, mean_records, plot_landscape, read_records
@@ -86,19 +86,17 @@ def test_records_and_widths(tmp_path: Path) -> None:
 
 
 def test_the_command_measures_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import landscape
 
     arguments = ["--config_path", str(ROOT / "config" / "quickstart.yaml"), "--output", str(tmp_path), "--every", "2"]
     arguments += ["--poolings", "gap", "--seeds", "3", "--net_name=resnet10", "--base_width=2"]
     arguments += ["--epoch_size=1", "--train_images=96"]
     arguments.append(f"--data_path={ROOT / 'data' / 'fashion_mnist_sample'}")
-    assert landscape.main(arguments) == 0
+    assert cli.run(["landscape", *arguments]) == 0
     content = json.loads((tmp_path / "gap-seed-3.json").read_text(encoding="utf-8"))
     assert [record["step"] for record in content["records"]] == [1, 3]
     stamp = (tmp_path / "gap-seed-3.json").stat().st_mtime_ns
-    assert landscape.main(arguments) == 0
+    assert cli.run(["landscape", *arguments]) == 0
     assert (tmp_path / "gap-seed-3.json").stat().st_mtime_ns == stamp
     assert "| gap | 1 | 2 |" in capsys.readouterr().out
-    assert landscape.main([*arguments, "--lr_max=0.3"]) == 1
+    assert cli.run(["landscape", *arguments, "--lr_max=0.3"]) == 1
     assert "other settings" in capsys.readouterr().err

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+from covpool import cli
 
-import compare_robustness  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def result(path: Path, **errors: float) -> str:
@@ -25,7 +23,7 @@ def test_errors_relative_to_the_mean_of_the_reference(tmp_path: Path, capsys: py
     gcp = result(tmp_path / "3.json", fog=0.15, snow=0.2)
     plot, output = tmp_path / "plot.png", tmp_path / "out.json"
     arguments = [f"gap={','.join(gap)}", f"gcp={gcp}", "--plot", str(plot), "--output", str(output)]
-    assert compare_robustness.main(arguments) == 0
+    assert cli.run(["compare-robustness", *arguments]) == 0
     figures = json.loads(output.read_text(encoding="utf-8"))
     assert figures["gcp"]["relative_mce"]["mean"] == pytest.approx(100 * (0.15 / 0.3 + 0.2 / 0.4) / 2)
     assert figures["gap"]["relative_mce"]["mean"] == pytest.approx(100)
@@ -50,5 +48,5 @@ def test_mistakes_are_named(
 ) -> None:
     files = {"A": result(tmp_path / "a.json", fog=0.2), "B": result(tmp_path / "b.json", snow=0.2)}
     given = [text[:-1] + files[text[-1]] if text[-2:] in ("=A", "=B") else text for text in arguments]
-    assert compare_robustness.main(given) != 0
+    assert cli.run(["compare-robustness", *given]) != 0
     assert said in capsys.readouterr().err

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from covpool import cli
 from covpool.research.scaling import Machine, allreduce_bytes, allreduce_seconds, predict, table
-from scripts import scaling as command
 
 MACHINE = Machine(operations_per_s=1e12, bandwidth=1e9, latency=1e-5)
 
@@ -62,10 +62,10 @@ def test_table_has_a_row_for_each() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--net_name=resnet10", "--pooling=gcp", "--reduction_dim=64", "--image_size=64", "--devices", "8"]
-    assert command.main(arguments) == 0
+    assert cli.run(["scaling", *arguments]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("resnet10 + gcp: ") and head.endswith("of them the classifier's")
     assert len(lines) == 3
-    assert command.main(["--net_name=resnet19"]) == 2
+    assert cli.run(["scaling", "--net_name=resnet19"]) == 2
     assert "resnet18" in capsys.readouterr().err
-    assert command.main([*arguments, "--latency=-1"]) == 2
+    assert cli.run(["scaling", *arguments, "--latency=-1"]) == 2

@@ -10,9 +10,10 @@ from typing import Callable
 
 import pytest
 
+from covpool import cli
+from covpool.commands import check_data as command
 from covpool.runtime import cuda, devices
 from covpool.runtime.devices import DeviceReport
-from scripts import check_device as command
 
 
 def test_report_without_gpu(no_gpu: None) -> None:
@@ -71,15 +72,15 @@ def test_trial_computes_on_the_cpu_and_tells_a_failure(monkeypatch: pytest.Monke
 def test_command_reports_and_exits(
     no_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(["--device_target=GPU", "--json"]) == 1
+    assert cli.run(["check-device", "--device_target=GPU", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert list(told) == ["GPU"]
     assert told["GPU"]["usable"] is False
     assert told["GPU"]["libraries"] == {"libcudart.so.11.0": None, "libcuda.so.1": None}
     monkeypatch.setattr(command, "check_device", lambda device: DeviceReport(device))
-    assert command.main(["--device_target=Ascend", "--libraries"]) == 0
+    assert cli.run(["check-device", "--device_target=Ascend", "--libraries"]) == 0
     assert capsys.readouterr().out == "Ascend: usable\n"
-    assert command.main([]) == 0
+    assert cli.run(["check-device"]) == 0
     assert capsys.readouterr().out == "CPU: usable\nGPU: usable\nAscend: usable\n"
 
 
@@ -93,13 +94,13 @@ def test_command_prints_the_variables(
     monkeypatch.setattr(command, "find_wheels", lambda: found)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
-    assert command.main(["--print_env"]) == 0
+    assert cli.run(["check-device", "--print_env"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     home = first.partition("CUDA_HOME=")[2]
     assert second == f"LD_LIBRARY_PATH={home}/lib64:/opt/lib"
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(command, "find_wheels", cuda.Wheels)
-    assert command.main(["--print_env"]) == 1
+    assert cli.run(["check-device", "--print_env"]) == 1
     assert capsys.readouterr().err == f"error: the CUDA 11 libraries are not installed: {cuda.INSTALL}\n"
 
 

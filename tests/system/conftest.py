@@ -29,7 +29,7 @@ def run() -> Run:
 
     def run(command: Sequence[str], cwd: Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         command = list(command)
-        scripts = ("train.py", "eval.py", "export.py", "scripts/predict.py")
+        scripts = ("train.py", "eval.py", "export.py")
         resolved = [str(ROOT / word) if word in scripts else word for word in command]
         resolved = [sys.executable if word == "python" else word for word in resolved]
         mark = f"GCP_TEST_RUN={os.getpid()}.{time.monotonic_ns()}"

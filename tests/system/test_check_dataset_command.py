@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 import psutil
-from road_commands import ROOT, make_folder
+from road_commands import make_folder
 
 
 def test_all_cores_a_bar_and_a_clean_list(tmp_path: Path) -> None:
     data = make_folder(tmp_path / "data", 30, 100)
     victim = sorted((data / "train" / "bag").iterdir())[0]
     victim.write_bytes(b"")
-    command = [str(ROOT / "scripts" / "check_dataset.py"), f"--data_path={data}", "--write_clean_list=clean.txt"]
+    command = ["-m", "covpool", "check-data", f"--data_path={data}", "--write_clean_list=clean.txt"]
     terminal, end = os.openpty()
     process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=end, stderr=end)
     os.close(end)

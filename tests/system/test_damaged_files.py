@@ -5,11 +5,9 @@ The entry points run in this process; a few cases at the end are real commands.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import pickle
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +18,8 @@ import pytest
 from mindspore import nn
 from road_commands import ROOT, Run, make_folder
 
+from covpool import cli
 from covpool.checkpoints.format import save_checkpoint
-from covpool.config.entry import run_entry_point
 from covpool.export import export_network
 from covpool.models import create_model
 
@@ -37,15 +35,6 @@ def network(**changes: object) -> nn.Cell:
     keys = {**KEYS, **changes}
     ms.set_seed(1)
     return create_model(num_classes=keys.pop("class_num"), name=keys.pop("net_name"), **keys)
-
-
-def program(path: Path) -> Callable[..., object]:
-    """The main function of a script."""
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +72,10 @@ def fails(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeyp
     def fails(script: str, *options: str) -> str:
         capfd.readouterr()
         if script == "predict":
-            monkeypatch.setattr(sys, "argv", ["predict.py", "--images", str(data / "val" / "bag"), *options])
-            code = program(ROOT / "scripts" / "predict.py")()
+            code = cli.run(["predict", "--images", str(data / "val" / "bag"), *options])
         else:
             argv = [*OPTIONS, f"--data_path={data}", *options]
-            code = run_entry_point(program(ROOT / f"{script}.py"), argv, "", ())
+            code = cli.run([script, *argv])
         out, err = capfd.readouterr()
         lines = [line for line in err.splitlines() if line]
         assert code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "), f"exit code {code}\n{err}"
@@ -286,7 +274,7 @@ def test_the_whole_files_are_fine(data: Path, checkpoint: bytes, exported: Path,
     options = [*OPTIONS, f"--data_path={data}", "--checkpoint_file_path=whole.ckpt", "--result_path=result.json"]
     assert "result:" in run(["python", "eval.py", *options], cwd=tmp_path).stdout
     assert json.loads((tmp_path / "result.json").read_text())["num_samples"] == 10
-    command = ["python", "scripts/predict.py", "--file", str(exported), "--images", str(data / "val" / "bag")]
+    command = ["covpool", "predict", "--file", str(exported), "--images", str(data / "val" / "bag")]
     assert "%" in run(command, cwd=tmp_path).stdout
 
 
@@ -298,6 +286,6 @@ def test_real_commands_say_the_same(data: Path, checkpoint: bytes, exported: Pat
     assert is_refused(path, done.stderr[len("error: ") :]) and done.stderr.count("\n") == 1
     bad = tmp_path / f"cut{exported.suffix}"
     bad.write_bytes(exported.read_bytes()[:-100])
-    command = ["python", "scripts/predict.py", "--file", str(bad), "--images", str(data / "val" / "bag")]
+    command = ["covpool", "predict", "--file", str(bad), "--images", str(data / "val" / "bag")]
     done = run(command, cwd=tmp_path, expect=1)
     assert is_refused(bad, done.stderr[len("error: ") :]) and done.stderr.count("\n") == 1

@@ -98,7 +98,7 @@ def test_all_ranks_skip_the_same_images(data: Path, run: Run, tmp_path: Path) ->
 
 def test_a_clean_list_trains_without_the_bad_images(data: Path, run: Run, tmp_path: Path) -> None:
     damage(data)
-    check = ["python", str(ROOT / "scripts" / "check_dataset.py"), "--data_path", str(data)]
+    check = ["covpool", "check-data", "--data_path", str(data)]
     done = run([*check, "--write_clean_list", "clean.txt"], cwd=tmp_path, expect=1)
     assert done.stdout.count("problem: ") == 4
     run(["python", *TRAIN, f"--data_path={data}", "--batch_size=7", "--image_list=clean.txt"], cwd=tmp_path)

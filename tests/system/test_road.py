@@ -101,7 +101,7 @@ def test_export_and_predict(trained: Path, images: Path, run: Run, tmp_path: Pat
     assert "exported: net.mindir" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["net.mindir"]
     done = run(
-        ["python", "scripts/predict.py", "--file", "net.mindir", "--images", str(images / "val" / "bag"), "--top", "2"],
+        ["covpool", "predict", "--file", "net.mindir", "--images", str(images / "val" / "bag"), "--top", "2"],
         cwd=tmp_path,
     )
     lines = done.stdout.splitlines()

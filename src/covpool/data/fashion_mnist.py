@@ -29,7 +29,7 @@ CLASS_NAMES = (
     "bag",
     "ankle_boot",
 )
-# Over all pixels of the 60 000 training images, 1 = white. scripts/prepare_fashion_mnist.py --raw prints them.
+# Over all pixels of the 60 000 training images, 1 = white. covpool fashion-mnist --raw prints them.
 FASHION_MNIST_MEAN = (0.2860,)
 FASHION_MNIST_STD = (0.3530,)
 
@@ -70,7 +70,7 @@ def find_idx(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
-    raise UserError(f"no file {name}(.gz) in {folder}; scripts/prepare_fashion_mnist.py --raw puts it there")
+    raise UserError(f"no file {name}(.gz) in {folder}; covpool fashion-mnist --raw puts it there")
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -1,38 +1,60 @@
-"""What scripts share: their parser of arguments, and how an error becomes a line and an exit code."""
+"""What all commands share: their parser of arguments, and how an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
 import argparse
-import functools
+import inspect
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, TypeVar, cast
+from typing import Callable, Optional
 
 from covpool.errors import UserError
 
-Main = TypeVar("Main", bound=Callable[..., int])
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-def new_parser(text: str | None) -> argparse.ArgumentParser:
-    """A parser that shows ``text``, a module's docstring, as it stands, and takes no abbreviated options."""
+def new_parser(name: str, text: Optional[str]) -> argparse.ArgumentParser:
+    """A parser for the subcommand ``name`` that shows ``text``, a docstring, and takes no abbreviated options."""
     return argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=f"covpool {name}",
+        description=inspect.cleandoc(text or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
-def reports_errors(main: Main) -> Main:
-    """Decorate a script's main function: a `UserError` is one line on standard error, and its exit code returned."""
+def exit_code_of(run: Callable[[], Optional[int]], debug: Callable[[], bool] = bool) -> int:
+    """Run a command; an error becomes one line on standard error, with its traceback before it under ``debug``.
 
-    @functools.wraps(main)
-    def run(*arguments: Any, **options: Any) -> int:
-        try:
-            return main(*arguments, **options)
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            return error.exit_code
+    Args:
+        run: The command; it returns its exit code (None for 0).
+        debug: Whether to show the traceback, asked when there is one.
 
-    return cast(Main, run)
+    Returns:
+        0 for success, 2 for wrong usage, 130 when interrupted, 141 when nobody reads the output any more, a
+        ``UserError``'s own exit code, 1 for any other error.
+    """
+    try:
+        code = run() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is an error of the command, not of the interpreter's end
+        return code
+    except SystemExit as end:  # argparse has written its message
+        return end.code if isinstance(end.code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `| head` has read enough; the rest goes nowhere
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED, debug())
+    except UserError as error:
+        return _report(_one_line(str(error)), error.exit_code, debug())
+    except Exception as error:
+        hint = "" if debug() else " (--debug=True shows where)"
+        return _report(f"{type(error).__name__}: {_one_line(str(error))}{hint}", 1, debug())
 
 
 def named_paths(texts: Sequence[str], form: str) -> dict[str, list[Path]]:
@@ -48,3 +70,18 @@ def named_paths(texts: Sequence[str], form: str) -> dict[str, list[Path]]:
             raise UserError(f"{text!r} must have the form {form}", 2)
         named[name] = [Path(path) for path in paths.split(",")]
     return named
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if sys.stderr is not None:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+    return code
+
+
+def _one_line(text: str) -> str:
+    """The text's first paragraph on one line; MindSpore appends pages of C++ calls to its messages."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return " ".join(lines[: lines.index("")] if "" in lines else lines)

@@ -246,7 +246,7 @@ def activate_gpu() -> None:
     wheels = find_wheels()
     problem = wheels_problem(wheels)
     if problem:
-        raise UserError(f"device_target=GPU: {problem}: {INSTALL} (python scripts/check_device.py tells more)", 2)
+        raise UserError(f"device_target=GPU: {problem}: {INSTALL} (covpool check-device tells more)", 2)
     if wheels.missing:
         return
     variables = activation_variables(wheels)

@@ -1,23 +1,43 @@
-"""Predict data-parallel training on n devices: step, all-reduce, storage, rate; a Markdown table (docs/scaling.md).
-
-python scripts/scaling.py --net_name=resnet18 --pooling=dropcov --reduction_dim=128 --devices 8 64 512
-"""
+"""Sizes of networks and predictions of distributed training."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+from collections.abc import Sequence
 
 from covpool.errors import UserError
 from covpool.runtime.command import new_parser
 from covpool.runtime.environment import prepare_environment
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Parse arguments, count the network, print the table; returns the exit code."""
-    parser = new_parser(__doc__)
+def complexity(argv: Sequence[str]) -> int:
+    """Print parameters and multiply-adds of networks and poolings, beside the published figures.
+
+    covpool complexity --models resnet18 resnet50 --poolings gap dropcov fast_mpn
+    """
+    parser = new_parser("complexity", complexity.__doc__)
+    parser.add_argument("--models", nargs="+", help="names of networks; all by default")
+    parser.add_argument("--poolings", nargs="+", help="names of poolings; all by default")
+    parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")
+    parser.add_argument("--num_classes", type=int, default=1000, help="outputs of the classifier")
+    arguments = parser.parse_args(argv)
+    prepare_environment()
+    from covpool.models import list_models
+    from covpool.pooling import list_poolings
+    from covpool.research.complexity import table
+
+    sizes = {key: getattr(arguments, key) for key in ("image_size", "reduction_dim", "num_classes")}
+    for line in table(arguments.models or list_models(), arguments.poolings or list_poolings(), **sizes):
+        print(line, flush=True)
+    return 0
+
+
+def scaling(argv: Sequence[str]) -> int:
+    """Predict data-parallel training on n devices: step, all-reduce, storage, rate; a Markdown table (docs/scaling.md).
+
+    covpool scaling --net_name=resnet18 --pooling=dropcov --reduction_dim=128 --devices 8 64 512
+    """
+    parser = new_parser("scaling", scaling.__doc__)
     parser.add_argument("--net_name", default="resnet18", help="network")
     parser.add_argument("--pooling", default="dropcov", help="pooling")
     parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")
@@ -36,25 +56,24 @@ def main(argv: list[str] | None = None) -> int:
     from covpool.research.scaling import IMAGENET_IMAGE_BYTES, Machine, predict, table
     from covpool.training.reduction import classifier_share, gradient_sizes, reduction_groups
 
+    network = create_model(
+        arguments.net_name,
+        pooling=arguments.pooling,
+        reduction_dim=arguments.reduction_dim,
+        num_classes=arguments.class_num,
+    )
+    multiply_adds = measure(network, (3, arguments.image_size, arguments.image_size)).multiply_adds
+    sizes = gradient_sizes(network.trainable_params())
+    groups = [group.size for group in reduction_groups(sizes)]
+    image_bytes = arguments.image_bytes or IMAGENET_IMAGE_BYTES
     try:
-        network = create_model(
-            arguments.net_name,
-            pooling=arguments.pooling,
-            reduction_dim=arguments.reduction_dim,
-            num_classes=arguments.class_num,
-        )
         machine = Machine(arguments.operations_per_s, arguments.bandwidth, arguments.latency)
-        multiply_adds = measure(network, (3, arguments.image_size, arguments.image_size)).multiply_adds
-        sizes = gradient_sizes(network.trainable_params())
-        groups = [group.size for group in reduction_groups(sizes)]
-        image_bytes = arguments.image_bytes or IMAGENET_IMAGE_BYTES
         predictions = [
             predict(devices, arguments.batch_size, multiply_adds, groups, machine, image_bytes)
             for devices in arguments.devices
         ]
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise UserError(str(error), 2) from error
     print(
         f"{arguments.net_name} + {arguments.pooling}: {multiply_adds / 1e9:.2f} G multiply-adds an image, gradients of "
         f"{sum(groups) / 1e6:.1f} MB in {len(groups)} groups ({' + '.join(f'{size / 1e6:.1f}' for size in groups)}), "
@@ -63,7 +82,3 @@ def main(argv: list[str] | None = None) -> int:
     for line in table(predictions):
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

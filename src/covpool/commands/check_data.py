@@ -1,22 +1,13 @@
-"""List every problem of a data set: python scripts/check_dataset.py --data_path DIR.
-
-Reads and decodes every image below train/ and val/. A problem is what training would stop at or leave out: damaged,
-empty, unsupported and unreadable files, links that lead nowhere, classes without images or only in val/. A note says
-what is read otherwise than one may expect: converted colours, animations, EXIF rotation.
-Exit code: 0 without problems, 1 with problems, 2 for a usage error or a check that could not be finished.
-
-Permissions are those of who runs this; root may read everything.
-"""
+"""Checks before a training: data sets and devices."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from tqdm import tqdm
 
@@ -27,14 +18,24 @@ from covpool.data.sources import SPLITS, open_source
 from covpool.data.usable import usable
 from covpool.errors import UserError
 from covpool.runtime.command import new_parser
+from covpool.runtime.cuda import INSTALL, activation_variables, find_wheels, wheels_problem
+from covpool.runtime.devices import DEVICES, check_device
 from covpool.runtime.files import write_json
 
 FOLDERS = ("image_folder", "imagenet2012", "imagenet")
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Parse arguments, check, print; returns the exit code."""
-    parser = new_parser(__doc__)
+def check_data(argv: Sequence[str]) -> int:
+    """List every problem of a data set: covpool check-data --data_path DIR.
+
+    Reads and decodes every image below train/ and val/. A problem is what training would stop at or leave out: damaged,
+    empty, unsupported and unreadable files, links that lead nowhere, classes without images or only in val/. A note
+    says what is read otherwise than one may expect: converted colours, animations, EXIF rotation. Exit code: 0 without
+    problems, 1 with problems, 2 for a usage error or a check that could not be finished.
+
+    Permissions are those of who runs this; root may read everything.
+    """
+    parser = new_parser("check-data", check_data.__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="root of the data set")
     parser.add_argument(
         "--dataset", default="image_folder", choices=(*FOLDERS, "mindrecord", "fashion_mnist", "cifar10")
@@ -58,7 +59,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             )
         else:
             report = _check_source(arguments.dataset, arguments.data_path, arguments.workers)
-        _print(report, arguments.data_path, arguments.notes)
+        _print_report(report, arguments.data_path, arguments.notes)
         if arguments.json:
             _write_json(arguments.json, report, arguments.data_path)
         if arguments.write_clean_list:
@@ -71,9 +72,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
     return 1 if report.problems else 0
 
 
@@ -92,7 +90,7 @@ def _check_source(dataset: str, folder: Path, workers: Optional[int]) -> Report:
     return report
 
 
-def _print(report: Report, root: Path, all_notes: bool) -> None:
+def _print_report(report: Report, root: Path, all_notes: bool) -> None:
     for finding in report.problems:
         print(f"problem: {_describe(finding)}")
     kinds: dict[str, list[Finding]] = {}
@@ -144,5 +142,41 @@ def _count(text: str) -> int:
     return value
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def check_devices(argv: Sequence[str]) -> int:
+    """Tell which devices MindSpore can use here, why not, what was found and what to install.
+
+    covpool check-device [--device_target=CPU|GPU|Ascend] [--json] [--libraries]
+
+    Exit code: 0 if the device asked for can be used (without --device_target: if any can), 1 if not.
+    """
+    parser = new_parser("check-device", check_devices.__doc__)
+    parser.add_argument("--device_target", choices=DEVICES, help="only this one")
+    parser.add_argument("--json", action="store_true", help="one JSON object, by device")
+    parser.add_argument("--libraries", action="store_true", help="also where each library is found")
+    parser.add_argument(
+        "--print_env", action="store_true", help="NAME=VALUE lines of the variables that the GPU needs, nothing else"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.print_env:
+        return _print_env()
+    devices = [arguments.device_target] if arguments.device_target else DEVICES
+    reports = [check_device(device) for device in devices]
+    if arguments.json:
+        print(json.dumps({report.device: report.to_dict() for report in reports}, indent=2))
+    else:
+        for report in reports:
+            print(report.text())
+            if arguments.libraries:
+                for name, path in report.libraries.items():
+                    print(f"  library: {name} {path or 'NOT FOUND'}")
+    return 0 if any(report.usable for report in reports) else 1
+
+
+def _print_env() -> int:
+    wheels = find_wheels()
+    problem = wheels_problem(wheels)
+    if problem:
+        raise UserError(f"{problem}: {INSTALL}")
+    for name, value in ({} if wheels.missing else activation_variables(wheels)).items():
+        print(f"{name}={value}")
+    return 0

@@ -1,0 +1,1 @@
+"""Subcommands of ``covpool``: each function takes its arguments and returns an exit code."""

@@ -1,0 +1,93 @@
+"""Checkpoints and exported files: conversion and prediction."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from covpool.config import Config, load_config
+from covpool.runtime.command import new_parser
+from covpool.runtime.environment import prepare_environment
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Convert a checkpoint: PyTorch, safetensors or Paddle to MindSpore, and back to PyTorch names.
+
+    covpool convert --source resnet18.pth --config_path=config/FILE.yaml --output resnet18.ckpt
+
+    The result is checked against the network of the configuration. Further options, --key=value, change keys of the
+    configuration, as in train.py.
+    """
+    parser = new_parser("convert", convert.__doc__)
+    parser.add_argument("--source", type=Path, required=True, help=".pth, .pth.tar, .safetensors, .pdparams or .ckpt")
+    parser.add_argument("--output", type=Path, required=True, help="the new file")
+    parser.add_argument("--config_path", help="configuration of the network; optional with --to=safetensors")
+    parser.add_argument("--to", choices=("ckpt", "safetensors"), default="ckpt", help="format of the new file")
+    parser.add_argument("--num_classes", type=int, help="classes to fine-tune for: the classifier is left out")
+    parser.add_argument(
+        "--backbone_only",
+        action="store_true",
+        help="take the backbone only, to start a covariance network from one with global average pooling; reduction, "
+        "pooling and classifier are newly initialised",
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+    if arguments.config_path is None and (arguments.to == "ckpt" or arguments.num_classes or arguments.backbone_only):
+        parser.error("--config_path is needed")
+    config = load_config(arguments.config_path, overrides) if arguments.config_path else None
+    _convert(arguments, config)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, config: Optional[Config]) -> None:
+    """Convert as the arguments say."""
+    prepare_environment()
+    import mindspore as ms
+
+    from covpool.build import build_model
+    from covpool.checkpoints import convert_file
+
+    network = None
+    if config is not None:
+        ms.set_seed(config.seed)
+        if arguments.num_classes is not None:
+            config = config.replace(class_num=arguments.num_classes)
+        network = build_model(config)
+    report = convert_file(
+        arguments.source,
+        arguments.output,
+        arguments.to,
+        network,
+        skip_classifier=arguments.num_classes is not None,
+        backbone_only=arguments.backbone_only,
+    )
+    if report.left_out:
+        print(f"left out of {arguments.source}: {', '.join(report.left_out)}")
+    if report.fresh:
+        print(f"newly initialised: {', '.join(report.fresh)}")
+    print(f"{arguments.output}: {len(report.written)} tensors")
+
+
+def predict_images(argv: Sequence[str]) -> int:
+    """Predict image files from an exported file: covpool predict --file net.onnx --images DIR_OR_FILES."""
+    parser = new_parser("predict", predict_images.__doc__)
+    parser.add_argument("--file", type=Path, required=True, help="the exported file, .mindir or .onnx")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files, or folders to search")
+    parser.add_argument("--top", type=int, default=5, help="classes to name for each image (default: 5)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images computed at once (default: 16)")
+    parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"))
+    args = parser.parse_args(argv)
+    if args.top < 1 or args.batch_size < 1:
+        parser.error("--top and --batch_size must be at least 1")
+    prepare_environment()
+    from covpool.export import find_images, open_exported, predict
+    from covpool.runtime.distributed import set_context
+
+    images = find_images(args.images)
+    # ONNX Runtime chooses its device by itself; MindSpore then prepares the images alone.
+    set_context("GRAPH", "CPU" if args.file.suffix == ".onnx" else args.device_target)
+    for prediction in predict(open_exported(args.file, args.device_target), images, args.top, args.batch_size):
+        ranked = ", ".join(f"{c} {p:.1%}" for c, p in zip(prediction.classes, prediction.probabilities))
+        print(f"{prediction.image}: {ranked}")
+    return 0
