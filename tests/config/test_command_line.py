@@ -43,6 +43,8 @@ def test_both_forms_of_an_option(file):
         (["--config_path=FILE", "--"], ["'--'"]),
         (["--config_path=FILE", "--seed=7"], ["seed = 7", "must be one of 5, 6"]),
         (["--config_path="], ["not a regular file"]),
+        (["--config_path=FILE", "--output_path=\udcff"], ["output_path = '\\udcff'", "UTF-8"]),
+        (["--config_path=\udcff.yaml"], ["no such file"]),
         (["--config_path=FILE", "--base=x"], ["--base"]),
     ],
 )
@@ -79,7 +81,7 @@ def test_help_shows_every_key_with_the_values_of_the_file(file, capsys):
 
 def test_help_without_a_file_shows_the_built_in_defaults(capsys):
     with pytest.raises(SystemExit):
-        parse_args(["-h", "--data_path=\udcff"], "Trains a network.")
+        parse_args(["-h", "--data_path=x"], "Trains a network.")
     assert "default: 64\n" in capsys.readouterr().out
 
 

@@ -54,6 +54,8 @@ def test_resolve_reads_plain_scalars(text, value):
         ("device_target", "ascend", "Ascend"),
         ("lr_decay_mode", "LRnorm", "lr_norm"),
         ("dataset", "imagenet", "imagenet2012"),
+        ("class_num", "Auto", "auto"),
+        ("data_path", "a/~/", "a/~/"),
         ("lr_epochs", [30, 60], (30, 60)),
         ("lr_epochs", [], ()),
         ("lr_epochs", None, None),
@@ -71,10 +73,26 @@ def test_check_converts_to_the_type_of_the_key(key, given, expected):
 @pytest.mark.parametrize(
     ("key", "given", "allowed"),
     [
-        ("batch_size", 0, "batch_size >= 1"),
+        ("batch_size", 0, "1 <= batch_size <= 65536"),
         ("batch_size", 64.0, "an integer"),
         ("batch_size", True, "an integer"),
-        ("batch_size", 2**32, "an integer"),
+        ("batch_size", 2**32, "1 <= batch_size <= 65536, at most 4294967295"),
+        ("train_images", 2**32, "train_images >= 1, or null, at most 4294967295"),
+        ("train_image_size", 10**9, "<= 8192"),
+        ("eval_image_size", 10**9, "<= 8192"),
+        ("height", 10**9, "<= 8192"),
+        ("eval_crop_ratio", 1e-30, "0.05 <= eval_crop_ratio <= 1"),
+        ("reduction_dim", 100_000, "1 <= reduction_dim <= 4096"),
+        ("base_width", 10**6, "<= 4096"),
+        ("class_num", 10**9, "1 <= class_num <= 1000000, or auto"),
+        ("class_num", "some", "or auto"),
+        ("epoch_size", 10**9, "<= 100000"),
+        ("num_workers", 10**6, "<= 1024"),
+        ("lr_max", 1e39, "<= 1e38"),
+        ("loss_scale", 1e39, "<= 1e38"),
+        ("output_path", "", "a string that is not empty"),
+        ("output_path", "run-\udcff", "UTF-8"),
+        ("pooling_args", {"a": "\udcff"}, "a mapping"),
         ("momentum", 1.0, "0 <= momentum < 1"),
         ("momentum", math.nan, "a number"),
         ("weight_decay", math.inf, "a number"),
@@ -106,6 +124,15 @@ def test_check_names_key_value_place_and_what_is_allowed(key, given, allowed):
     assert "\n" not in message
 
 
+def test_a_leading_tilde_is_the_home_of_the_user(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    paths = [name for name, option in options().items() if option.path]
+    assert {"output_path", "data_path", "checkpoint_file_path", "result_path", "resume_ckpt"} <= set(paths)
+    for name in paths:
+        assert getattr(Config(**{name: "~/x/"}), name) == "/home/someone/x/"
+    assert Config(net_name="~").net_name == "~"
+
+
 def test_long_values_are_shortened():
     with pytest.raises(ConfigError) as caught:
         check(options()["mode_name"], "x" * 10_000, "here")
@@ -135,7 +162,8 @@ def test_closest_always_answers():
         ({"nesterov": True, "momentum": 0}, ["nesterov", "momentum"]),
         ({"cpu_kernels": "compiled", "device_target": "GPU"}, ["cpu_kernels", "device_target = CPU"]),
         ({"cpu_kernels": "compiled", "amp_level": "O1"}, ["cpu_kernels", "amp_level = O0"]),
-        ({"device_num": 2}, ["device_num = 2", "run_distribute"]),
+        ({"eval_image_size": 8000, "eval_crop_ratio": 0.1}, ["eval_crop_ratio", "80000 pixels", "at most 16384"]),
+        ({"reduction_dim": 4096, "class_num": 20_000}, ["reduction_dim = 4096", "class_num = 20000", "625 GiB"]),
         ({"enable_modelarts": True}, ["data_url", "train_url"]),
         ({"batch_sise": 2}, ["batch_sise", "closest: batch_size"]),
         ({"batch_size": "2"}, ["batch_size", "an integer"]),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from covpool.config import Config, ConfigError
 from covpool.training.schedules import PER_EPOCH, PER_STEP, learning_rates
 
 
@@ -26,11 +27,9 @@ def test_decay_from_lr_max_to_zero(mode: str, expected: list[float]) -> None:
     np.testing.assert_allclose(per_epoch(mode, 4, lr_max=0.8), expected, rtol=1e-6)
 
 
-def test_warm_up_is_linear_and_reaches_lr_max_at_its_last_step() -> None:
+def test_cosine_decays_from_lr_max_after_the_warm_up() -> None:
     rates = learning_rates("cosine", lr_max=0.8, lr_init=0.2, epochs=4, steps_per_epoch=3, warmup_epochs=2)
-    np.testing.assert_allclose(rates[:6], [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], rtol=1e-6)
-    assert rates[6] == np.float32(0.8)
-    assert (np.diff(rates[6:]) < 0).all()
+    assert rates[6] == np.float32(0.8) and (np.diff(rates[6:]) < 0).all()
 
 
 def test_linear_and_cosine_end_towards_lr_end() -> None:
@@ -66,10 +65,50 @@ def test_cvpr_2020_for_mobilenetv2() -> None:
     np.testing.assert_allclose(adju[[0, 25, 50, 100, 149]], [0.06, 0.035, 0.01, 0.001, 2.98e-5], rtol=1e-3)
 
 
-def test_rates_never_turn_negative_or_grow_again_past_the_designed_length() -> None:
-    for mode in PER_EPOCH["resnet"]:
-        rates = per_epoch(mode, 300)
-        assert (rates >= 0).all() and (np.diff(rates) <= 0).all()
+def test_the_ports_cosine_is_a_line_times_a_cosine() -> None:
+    arguments = {"lr_max": 0.8, "epochs": 100, "steps_per_epoch": 10}
+    np.testing.assert_allclose(learning_rates("port_cosine", **arguments)[0], 0.8 * (1 + 1e-5), rtol=1e-6)
+    for mode, middle in (("port_cosine", 0.214), ("cosine", 0.433)):
+        assert learning_rates(mode, warmup_epochs=5, **arguments)[500] == pytest.approx(middle, abs=5e-4)
+    # After a warm-up the released code counts the line and the cosine from step 0 over the steps that are left.
+    rates = learning_rates("port_cosine", lr_max=0.8, lr_init=0.2, epochs=4, steps_per_epoch=1, warmup_epochs=1)
+    expected = [0.8, *(0.8 * ((4 - i) / 3 * 0.5 * (1 + math.cos(0.94 * math.pi * i / 3)) + 1e-5) for i in (1, 2, 3))]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "last"), [("lr_fast", 53), ("lr_adju", 50)])
+def test_a_course_that_would_reach_zero_is_refused_and_can_be_stretched(mode: str, last: int) -> None:
+    assert per_epoch(mode, last)[-1] > 0
+    with pytest.raises(ValueError, match=f"{mode} is 0 from epoch {last} on"):
+        per_epoch(mode, last + 1)
+    with pytest.raises(ValueError, match=f"{mode} is 0"):
+        per_epoch(mode, 10, designed_epochs=last + 10)
+    stretched = per_epoch(mode, 300, designed_epochs=last)
+    assert (stretched > 0).all() and (np.diff(stretched) <= 0).all()
+    # The configuration says so before anything is opened, for the same lengths.
+    assert Config(lr_decay_mode=mode, epoch_size=last).epoch_size == last
+    assert Config(lr_decay_mode=mode, epoch_size=300, lr_designed_epochs=last)
+    for changes in ({"epoch_size": last + 1}, {"lr_designed_epochs": last + 1}):
+        with pytest.raises(ConfigError, match=f"lr_decay_mode = {mode}: its rate is 0 from epoch {last} on"):
+            Config(lr_decay_mode=mode).replace(**changes)
+    assert Config(lr_decay_mode=mode, epoch_size=300, lr_family="mobilenetv2")
+
+
+@pytest.mark.parametrize("designed", [30, 50, 100, 150])
+def test_stretched_milestones_are_where_exact_arithmetic_puts_them(designed: int) -> None:
+    for epochs in range(1, 201):
+        rates = per_epoch("lr_norm", epochs, lr_max=1.0, designed_epochs=designed)
+        decays = np.arange(epochs) * designed // (epochs * 30)
+        np.testing.assert_allclose(rates, 0.1**decays, rtol=1e-6, err_msg=f"{designed} -> {epochs}")
+
+
+@pytest.mark.parametrize("mode", [*PER_STEP, *PER_EPOCH["resnet"]])
+def test_every_schedule_begins_with_the_warm_up(mode: str) -> None:
+    arguments = {"lr_max": 0.8, "epochs": 8, "steps_per_epoch": 3}
+    rates = learning_rates(mode, lr_init=0.2, warmup_epochs=2, **arguments)
+    np.testing.assert_allclose(rates[:6], [0.3, 0.4, 0.5, 0.6, 0.7, 0.8], rtol=1e-6)
+    if mode not in ("linear", "poly", "cosine", "port_cosine"):  # those decay over the steps that are left
+        np.testing.assert_array_equal(rates[6:], learning_rates(mode, **arguments)[6:])
 
 
 def test_epoch_schedules_stretch_to_another_length() -> None:

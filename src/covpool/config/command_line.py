@@ -70,7 +70,7 @@ def format_help(
         if option.section != section:
             section = option.section
             lines += ["", f"{section}:"]
-        value = layer.values.get(name, option.default)
+        value = layer.get(option)
         origin = f" ({layer.origins[name]})" if name in layer.origins else ""
         text = layer.helps.get(name, option.help)
         lines += [f"  --{name}={value_name(option)}", *_wrap(text)]

@@ -7,6 +7,11 @@ import typing
 if typing.TYPE_CHECKING:
     from covpool.config.schema import Config
 
+# First epoch, counted from 0, at which (1 - (e - 1) / 52)^11 and (1 - (e - 1) / 49)^2 are 0, and the designed length.
+_ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
+_MAX_SIDE = 16384  # pixels of an image that is resized before it is cropped: 768 MiB
+_MAX_CLASSIFIER = 2**32  # weights: 16 GiB, and as much again for each of gradient and momentum
+
 
 def contradictions(config: Config) -> list[str]:
     """Returns one line for each pair of keys that exclude each other."""
@@ -15,6 +20,24 @@ def contradictions(config: Config) -> list[str]:
         found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")
     if config.lr_epochs is not None and list(config.lr_epochs) != sorted(set(config.lr_epochs)):
         found.append(f"lr_epochs = {list(config.lr_epochs)}: must be increasing")
+    zero_from, designed = _ZERO_FROM.get(config.lr_decay_mode, (0, 0))
+    if zero_from and config.lr_family == "resnet" and (config.lr_designed_epochs or config.epoch_size) > zero_from:
+        found.append(
+            f"lr_decay_mode = {config.lr_decay_mode}: its rate is 0 from epoch {zero_from} on; lr_designed_epochs = "
+            f"{designed} stretches its {designed} epochs to epoch_size = {config.epoch_size}"
+        )
+    if config.eval_image_size > _MAX_SIDE * config.eval_crop_ratio:
+        found.append(
+            f"eval_crop_ratio = {config.eval_crop_ratio:g}: eval_image_size / eval_crop_ratio = "
+            f"{config.eval_image_size / config.eval_crop_ratio:g} pixels, must be at most {_MAX_SIDE}"
+        )
+    if config.pooling != "gap" and config.class_num != "auto":
+        weights = config.reduction_dim * (config.reduction_dim + 1) // 2 * config.class_num
+        if weights > _MAX_CLASSIFIER:
+            found.append(
+                f"reduction_dim = {config.reduction_dim} and class_num = {config.class_num}: the classifier alone "
+                f"would hold {weights * 4 / 2**30:.0f} GiB"
+            )
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(config, name)
         if low > high:
@@ -27,8 +50,6 @@ def contradictions(config: Config) -> list[str]:
         found.append("nesterov = True: needs a momentum above 0")
     if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
         found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
-    if config.device_num > 1 and not config.run_distribute:
-        found.append(f"device_num = {config.device_num}: needs run_distribute = True")
     if config.enable_modelarts and not (config.data_url or config.train_url or config.checkpoint_url):
         found.append("enable_modelarts = True: needs data_url, train_url or checkpoint_url")
     return found

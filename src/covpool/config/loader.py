@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from covpool.config.legacy import IGNORED, SYNONYMS
-from covpool.config.schema import Config, find_option
+from covpool.config.legacy import ASSUMED, IGNORED, SYNONYMS
+from covpool.config.schema import Config, find_option, options
 from covpool.config.values import Option, check, resolve, show
 from covpool.config.yaml_file import Document, parse_value, read_documents
 from covpool.errors import ConfigError
@@ -24,12 +24,15 @@ COMMAND_LINE = "command line"
 class Layer:
     """What files and overrides say so far; a later source replaces an earlier one key by key.
 
+    Values are judged when all sources are read: one that is replaced may be anything.
+
     Attributes:
-        values: Checked value of each given key.
+        values: Value of each given key, as it was read.
         origins: Where it was given.
         helps: Help texts of the files.
         choices: Allowed values of the files, beyond those of the schema, and where they were given.
         notes: Legacy keys met, as told in the warning.
+        of_ports: Whether the file is one of the papers' MindSpore ports: it has their keys, and no `base`.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -37,21 +40,37 @@ class Layer:
     helps: dict[str, str] = field(default_factory=dict)
     choices: dict[str, tuple[list[Any], str]] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
+    of_ports: bool = False
 
     def set(self, option: Option, value: Any, where: str) -> None:
-        """Stores a checked value."""
-        self.values[option.name] = check(option, value, where)
+        """Stores a value."""
+        self.values[option.name] = value
         self.origins[option.name] = where
+
+    def get(self, option: Option) -> Any:
+        """Returns the checked value of a key, or its default."""
+        if option.name not in self.values:
+            return option.default
+        return check(option, self.values[option.name], self.origins[option.name])
 
     def build(self, source: str) -> Config:
         """Returns the configuration; keys that contradict each other are reported with `source`."""
+        values = {name: self.get(options()[name]) for name in self.values}
         for name, (allowed, where) in self.choices.items():
-            if name in self.values and self.values[name] not in allowed:
+            if name in values and values[name] not in allowed:
                 listed = ", ".join(map(str, allowed))
-                value = show(self.values[name])
+                value = show(values[name])
                 raise ConfigError(f"{self.origins[name]}: {name} = {value}: must be one of {listed} (choices, {where})")
+        if (
+            self.origins.get("device_num") == COMMAND_LINE
+            and values["device_num"] > 1
+            and not values.get("run_distribute")
+        ):
+            raise ConfigError(f"{COMMAND_LINE}: device_num = {values['device_num']}: needs run_distribute = True")
+        if self.of_ports:
+            values = {**{name: value for name, (value, _) in ASSUMED.items()}, **values}
         try:
-            return Config(**self.values, given=frozenset(self.origins))
+            return Config(**values, given=frozenset(self.origins))
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 
@@ -59,6 +78,14 @@ class Layer:
         """Logs what was read but means nothing here, or probably not what was meant."""
         if self.notes:
             logger.warning("%s: legacy keys: %s", source, ", ".join(self.notes))
+        if self.of_ports:
+            assumed = [f"{k} = {v} ({why})" for k, (v, why) in ASSUMED.items() if k not in self.values]
+            if config.lr_decay_mode == "cosine" and self.origins.get("lr_decay_mode") != COMMAND_LINE:
+                assumed.append("lr_decay_mode = cosine, the standard one (--lr_decay_mode=port_cosine for the ports')")
+            if assumed:
+                logger.warning("%s: a file of the papers' MindSpore ports; assumed: %s", source, "; ".join(assumed))
+        if config.device_num > 1 and not config.run_distribute:
+            logger.warning("%s: device_num = %d is ignored: not distributed", source, config.device_num)
         if config.class_num == 1001 and config.dataset == "imagenet2012":
             logger.warning("%s: class_num = 1001: ImageNet has 1000 classes (TensorFlow adds a background)", source)
 
@@ -120,15 +147,17 @@ def _override(layer: Layer, key: str, text: str) -> None:
     key, _, entry = key.partition(".")
     key = SYNONYMS.get(key, key)
     if key in IGNORED:
-        layer.notes[f"{key} (ignored)"] = None
-        return
+        instead = f"the key that counts is {IGNORED[key]}" if IGNORED[key] else "leave it out"
+        raise ConfigError(
+            f"{COMMAND_LINE}: {key} is a key of the papers' MindSpore ports without effect here: {instead}"
+        )
     option = find_option(key, COMMAND_LINE)
     where = f"{COMMAND_LINE}: {key}"
     value: Any = text
     if entry:
         if option.kind != "dict":
             raise ConfigError(f"{COMMAND_LINE}: {show(f'{key}.{entry}')}: {key} is not a mapping")
-        value = {**layer.values.get(key, option.default), entry: parse_value(text, where)}
+        value = {**layer.get(option), entry: parse_value(text, where)}
     elif option.kind == "dict" or option.kind.startswith("list of "):
         value = parse_value(text, where)
     elif option.kind != "str":
@@ -153,6 +182,7 @@ def _read_chain(path: str | os.PathLike[str], chain: tuple[Path, ...]) -> Layer:
         raise ConfigError(f"{path}:{values.lines['base']}: base = {show(base)}: must be the name of a file")
     for key, (value, where) in _canonical(values, str(path), layer.notes).items():
         layer.set(find_option(key, where), value, where)
+    layer.of_ports = base is None and not IGNORED.keys().isdisjoint(values.values)
     for key, (value, _) in _canonical(helps, str(path), {}).items():
         layer.helps[key] = " ".join(str(value).split())
     for key, (value, where) in _canonical(choices, str(path), {}).items():

@@ -46,11 +46,12 @@ batch_size: Images per device; more do not fit into 24 GB.
 batch_size: [16, 32]
 ```
 
-Only plain data is read: tags, anchors and aliases are errors, and so are a key given twice, an unknown key, a value of
-the wrong type or out of range, and keys that contradict each other. Booleans are `True`, `true`, `False` and `false`
-(not `yes` or `on`); `1e-4` is a number; text that looks like a number or a boolean needs quotes in a file. Names with
-listed choices may be written in any case. An error is one line that tells the key, the value, the file and line (or
-the command line) and what is allowed; entry points then exit with code 2.
+Only plain data is read: tags, anchors and aliases are errors, and so are an unknown key, a key given twice with two
+values, a value of the wrong type or out of range, and keys that contradict each other. A value that a later source
+replaces is not judged. Booleans are `True`, `true`, `False` and `false` (not `yes` or `on`); `1e-4` is a number; text
+that looks like a number or a boolean needs quotes in a file. Names with listed choices may be written in any case,
+names of files and folders may begin with `~`, and text must be UTF-8. An error is one line that tells the key, the
+value, the file and line (or the command line) and what is allowed; entry points then exit with code 2.
 
 ## Keys
 """
@@ -62,7 +63,9 @@ _COMBINATIONS = """\
 * `lr_epochs` not increasing; `crop_scale` or `crop_ratio` with the larger number first;
 * `mean` or `std` without exactly `in_channels` numbers;
 * `nesterov` without momentum;
-* `device_num` above 1 without `run_distribute`;
+* `lr_fast` over more than 53 and `lr_adju` over more than 50 epochs, where their rate is 0 (`lr_family: resnet`);
+* `eval_image_size / eval_crop_ratio` above 16384 pixels; a classifier of more than 2^32 weights;
+* `device_num` above 1 without `run_distribute` on the command line (in a file it is ignored, and the log says so);
 * `enable_modelarts` without any of `data_url`, `train_url` and `checkpoint_url`.
 
 ## ModelArts
@@ -74,19 +77,26 @@ each node while its other ranks wait, and `output_path` to `train_url` after it,
 
 ## Files of the papers' MindSpore ports
 
-They load unmodified. These keys have another name here (an empty one says nothing; one that contradicts the proper key
-is an error):
+They load unmodified. The log says in one line what such a file leaves open: without the key `pooling` it gives DropCov
+(add `--pooling=fast_mpn` for a file of the TPAMI port), without `use_label_smooth` no label smoothing, and `cosine` is
+the standard schedule (`--lr_decay_mode=port_cosine` is the ports'). These keys have another name here (an empty one
+says nothing; one that contradicts the proper key is an error):
 
 """
 
 _IGNORED = """
-These mean nothing here. They are read, named in one warning, and ignored:
+These mean nothing here. In a file they are read, named in one warning, and ignored; on the command line they are
+errors that name the key that counts, if there is one:
 
 """
 
 _CLASSES = """
 `class_num: 1001` with ImageNet loads as it is, with a warning: the data set has 1000 classes, the 1001st stems from the
-background class of TensorFlow's labels. A value that the project does not have, such as `optimizer: Thor`, is an error.
+background class of TensorFlow's labels.
+
+Refused are the files for Thor (`optimizer: Thor`) and LARS (`optimizer: LARS`), since the project has neither and
+another optimiser would need other rates, and those for SE-ResNet (`net_name: se-resnet50`), a network without
+covariance pooling in these papers. With `--optimizer=momentum` or `--net_name=resnet50` on the command line they load.
 """
 
 

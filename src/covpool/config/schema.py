@@ -50,10 +50,12 @@ class Config:
         {}, "Arguments of the pooling, e.g. {iterations: 5}; on the command line also --pooling_args.NAME=VALUE."
     )
     reduction_dim: int = _network(
-        128, "Channels d that the 1x1 convolution leaves for a covariance pooling.", bounds="x >= 1"
+        128, "Channels d that the 1x1 convolution leaves for a covariance pooling.", bounds="1 <= x <= 4096"
     )
     class_num: Union[int, Literal["auto"]] = _network(
-        1000, "Number of classes; auto takes the data's, or the checkpoint's in eval and export.", bounds="x >= 1"
+        1000,
+        "Number of classes; auto takes the data's, or the checkpoint's in eval and export.",
+        bounds="1 <= x <= 1000000",
     )
     in_channels: int = _network(3, "Channels of the input images.", choices=(1, 3))
     stem: str = _network(
@@ -61,17 +63,17 @@ class Config:
         "First layers: imagenet (7x7 stride 2 and max-pooling) or small (3x3 stride 1, for 28 to 64 pixels).",
         choices=("imagenet", "small"),
     )
-    base_width: int = _network(64, "Channels of the first stage.", bounds="x >= 1")
+    base_width: int = _network(64, "Channels of the first stage.", bounds="1 <= x <= 4096")
 
     dataset: str = _data(
         "image_folder",
         "Kind of data set; imagenet2012 is an image folder, mindrecord one that covpool pack packed.",
         choices=("image_folder", "imagenet2012", "mindrecord", "fashion_mnist", "cifar10"),
-        aliases={"imagenet": "imagenet2012"},
+        aliases={"imagenet": "imagenet2012", "flower_photos": "image_folder"},
     )
-    data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.")
+    data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.", path=True)
     image_list: str = _data(
-        "", "File that names the images of an image folder to use, from covpool check-data; empty for all."
+        "", "File that names the images of an image folder to use, from covpool check-data; empty for all.", path=True
     )
     train_images: Optional[int] = _data(
         None, "Train on this many images, drawn once and whatever the seed; null for all.", bounds="x >= 1"
@@ -82,10 +84,10 @@ class Config:
         "and leaves them out.",
         choices=("error", "skip"),
     )
-    train_image_size: int = _data(224, "Height and width of training images, in pixels.", bounds="x >= 1")
-    eval_image_size: int = _data(224, "Height and width of evaluation images, in pixels.", bounds="x >= 1")
+    train_image_size: int = _data(224, "Height and width of training images, in pixels.", bounds="1 <= x <= 8192")
+    eval_image_size: int = _data(224, "Height and width of evaluation images, in pixels.", bounds="1 <= x <= 8192")
     eval_crop_ratio: float = _data(
-        0.875, "Evaluation resizes the shorter side to eval_image_size / eval_crop_ratio.", bounds="0 < x <= 1"
+        0.875, "Evaluation resizes the shorter side to eval_image_size / eval_crop_ratio.", bounds="0.05 <= x <= 1"
     )
     augmentation: str = _data(
         "imagenet",
@@ -110,15 +112,15 @@ class Config:
         choices=("bilinear", "bicubic", "nearest", "area", "pilcubic"),
     )
     num_workers: Optional[int] = _data(
-        None, "Parallel workers of the data pipeline per process; null to follow the cores.", bounds="x >= 1"
+        None, "Parallel workers of the data pipeline per process; null to follow the cores.", bounds="1 <= x <= 1024"
     )
 
-    batch_size: int = _training(64, "Images per step and device.", bounds="x >= 1")
-    epoch_size: int = _training(100, "Number of epochs.", bounds="x >= 1")
+    batch_size: int = _training(64, "Images per step and device.", bounds="1 <= x <= 65536")
+    epoch_size: int = _training(100, "Number of epochs.", bounds="1 <= x <= 100000")
     optimizer: str = _training("momentum", "Optimiser.", choices=("sgd", "momentum"))
     momentum: float = _training(0.9, "Momentum.", bounds="0 <= x < 1")
     nesterov: bool = _training(False, "Nesterov's form of the momentum.")
-    weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="x >= 0")
+    weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="0 <= x <= 1e38")
     freeze_bn: bool = _training(False, "Keep the running statistics of batch normalisation as loaded.")
     amp_level: str = _training("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
     loss_scale_mode: str = _training(
@@ -127,7 +129,7 @@ class Config:
         choices=("fixed", "dynamic"),
     )
     loss_scale: float = _training(
-        1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", bounds="x > 0"
+        1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", bounds="0 < x <= 1e38"
     )
     cpu_kernels: str = _training(
         "mindspore",
@@ -135,13 +137,16 @@ class Config:
         "need a C++ compiler (g++, or the one named in CXX).",
         choices=("mindspore", "compiled"),
     )
-    seed: int = _training(1, "Seed of initialisation, shuffling, augmentation and dropout.", bounds="x >= 0")
+    seed: int = _training(
+        1, "Seed of initialisation, shuffling, augmentation and dropout.", bounds="0 <= x <= 4294967295"
+    )
     log_interval: int = _training(100, "Steps between two lines of the log.", bounds="x >= 1")
 
     lr_decay_mode: str = _schedule(
         "cosine",
-        "Learning-rate schedule; lr_norm, lr_fast and lr_adju are those of CVPR 2020.",
-        choices=("linear", "poly", "cosine", "step", "steps", "lr_norm", "lr_fast", "lr_adju"),
+        "Learning-rate schedule; lr_norm, lr_fast and lr_adju are those of CVPR 2020, port_cosine is the cosine of the "
+        "MindSpore ports.",
+        choices=("linear", "poly", "cosine", "port_cosine", "step", "steps", "lr_norm", "lr_fast", "lr_adju"),
         aliases=_ADJUST,
     )
     lr_family: str = _schedule(
@@ -150,10 +155,12 @@ class Config:
     lr_designed_epochs: Optional[int] = _schedule(
         None, "Epochs that lr_norm, lr_fast, lr_adju are meant for, to be stretched to epoch_size.", bounds="x >= 1"
     )
-    lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="x >= 0")
-    lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="x >= 0")
-    lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="x >= 0")
-    warmup_epochs: int = _schedule(0, "Epochs of linear warm-up from lr_init to lr_max.", bounds="x >= 0")
+    lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="0 <= x <= 1e38")
+    lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="0 <= x <= 1e38")
+    lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="0 <= x <= 1e38")
+    warmup_epochs: int = _schedule(
+        0, "Epochs of linear warm-up from lr_init to lr_max, in every schedule.", bounds="x >= 0"
+    )
     lr_epochs: Optional[tuple[int, ...]] = _schedule(
         None,
         "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "
@@ -176,8 +183,12 @@ class Config:
         0, "Steps between two checkpoints within an epoch; 0 for none.", bounds="x >= 0"
     )
     keep_checkpoint_max: int = _checkpoints(5, "Number of checkpoints kept besides the best one.", bounds="x >= 1")
-    pre_trained: str = _checkpoints("", "Checkpoint to start from; another number of classes skips the classifier.")
-    resume_ckpt: str = _checkpoints("", "Checkpoint to resume from, or auto for the newest one under output_path.")
+    pre_trained: str = _checkpoints(
+        "", "Checkpoint to start from; another number of classes skips the classifier.", path=True
+    )
+    resume_ckpt: str = _checkpoints(
+        "", "Checkpoint to resume from, or auto for the newest one under output_path.", path=True
+    )
 
     mode_name: str = _run(
         "GRAPH",
@@ -188,37 +199,39 @@ class Config:
     device_target: str = _run("CPU", "Kind of device.", choices=("CPU", "GPU", "Ascend"))
     device_id: int = _run(0, "Device of a run that is not distributed.", bounds="x >= 0")
     run_distribute: bool = _run(False, "Train data-parallel over the ranks that mpirun or msrun started.")
-    device_num: int = _run(1, "Number of ranks.", bounds="x >= 1")
+    device_num: int = _run(1, "Number of ranks.", bounds="1 <= x <= 65536")
     rank_timeout: float = _run(
         300.0, "Seconds of silence after which a rank counts as lost (mpirun on CPU).", bounds="x > 0"
     )
     enable_sink: bool = _run(False, "Let the device fetch the data itself (dataset sink mode).")
-    output_path: str = _run("./outputs", "Run folder; everything that is written goes there.")
+    output_path: str = _run("./outputs", "Run folder; everything that is written goes there.", path=True, filled=True)
     progress: str = _run(
         "auto", "Progress: bar, plain lines, or auto for a bar on a terminal.", choices=("auto", "bar", "plain")
     )
     debug: bool = _run(False, "Show the traceback of an error.")
 
-    checkpoint_file_path: str = _export("", "Checkpoint to evaluate or to export.")
-    result_path: str = _export("", "JSON file for the result of an evaluation.")
+    checkpoint_file_path: str = _export("", "Checkpoint to evaluate or to export.", path=True)
+    result_path: str = _export("", "JSON file for the result of an evaluation.", path=True)
     robustness: str = _export(
         "none",
         "Robustness set in data_path to evaluate on instead of val/, see docs/robustness.md.",
         choices=("none", "imagenet_c", "imagenet_p", "imagenet_a", "stylized"),
     )
     class_names: str = _export(
-        "", "File with the network's classes, one a line; empty for the checkpoint's (robustness)."
+        "", "File with the network's classes, one a line; empty for the checkpoint's (robustness).", path=True
     )
-    file_name: str = _export("net", "Name of the exported file, without its ending.")
+    file_name: str = _export("net", "Name of the exported file, without its ending.", path=True, filled=True)
     file_format: str = _export("MINDIR", "Format of the exported file.", choices=("MINDIR", "ONNX"))
-    height: Optional[int] = _export(None, "Height of exported images; null for eval_image_size.", bounds="x >= 1")
-    width: Optional[int] = _export(None, "Width of exported images; null for eval_image_size.", bounds="x >= 1")
+    height: Optional[int] = _export(
+        None, "Height of exported images; null for eval_image_size.", bounds="1 <= x <= 8192"
+    )
+    width: Optional[int] = _export(None, "Width of exported images; null for eval_image_size.", bounds="1 <= x <= 8192")
 
     enable_modelarts: bool = _modelarts(False, "Synchronise folders with the object store of ModelArts.")
     data_url: str = _modelarts("", "Data set in the object store, copied to data_path.")
     train_url: str = _modelarts("", "Folder in the object store that receives output_path at the end.")
     checkpoint_url: str = _modelarts("", "Checkpoints in the object store, copied to load_path.")
-    load_path: str = _modelarts("", "Local folder of the copied checkpoints.")
+    load_path: str = _modelarts("", "Local folder of the copied checkpoints.", path=True)
 
     # Keys that a file or the command line gave, also where they gave the default.
     given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -44,6 +45,8 @@ class Option:
         aliases: Other spellings (lower case) of choices, as older files have them.
         bounds: Condition on the number, or on each number of a list, such as `0 <= x < 1`.
         length: Number of elements of a list; 0 for any.
+        path: Whether the text names a file or folder, in which a leading `~` is the user's home.
+        filled: Whether the text must not be empty.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Option:
     aliases: Mapping[str, Any] = field(default_factory=dict)
     bounds: str = ""
     length: int = 0
+    path: bool = False
+    filled: bool = False
 
     @property
     def type_name(self) -> str:
@@ -76,7 +81,7 @@ class Option:
             text = f"a list of {self.length or ''} {'integers' if self.kind.endswith('int') else 'numbers'}"
             text = " ".join(text.split())
         else:
-            text = _NOUNS[self.kind]
+            text = _NOUNS[self.kind] + (" that is not empty" if self.filled else "")
         if self.bounds:
             text += f" with {self.bounds}" if self.kind.startswith("list") else f" with {self.readable_bounds}"
         return ", or ".join([text, *self._written_words])
@@ -128,6 +133,10 @@ def check(option: Option, value: object, where: str) -> Any:
             hint = f" (closest: {closest(value, [str(c) for c in option.choices])})"
         elif isinstance(value, str) and option.kind not in ("str", "dict"):
             hint = ", without quotes" if resolve(value) != value else ""
+        elif isinstance(value, str) and not _is_utf8(value):
+            hint = " of UTF-8 text"
+        elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            hint = f", at most {_MAX_INTEGER}"
         raise ConfigError(f"{where}: {option.name} = {show(value)}: must be {option.describe()}{hint}") from None
 
 
@@ -146,6 +155,10 @@ def _convert(option: Option, value: object) -> Any:
             raise ValueError
         return items
     scalar = _convert_scalar(option.kind, value)
+    if option.filled and not scalar:
+        raise ValueError
+    if option.path:
+        return os.path.expanduser(scalar)  # noqa: PTH111 - Path would drop what the user wrote, a final slash for one
     if option.choices:
         return _choose(option, scalar)
     if not _satisfies(option.bounds, scalar):
@@ -163,13 +176,18 @@ def _convert_scalar(kind: str, value: object) -> Any:
 
 
 def _require_sane(value: object) -> None:
-    """Rejects what no key can mean: NaN, infinities, integers beyond 32 bits, text with NUL."""
+    """Rejects what no key can mean: NaN, infinities, integers beyond 32 bits, text with NUL or not of UTF-8."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError
     if isinstance(value, int) and abs(value) > _MAX_INTEGER:
         raise ValueError
-    if isinstance(value, str) and "\0" in value:
+    if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
         raise ValueError
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be written to a file: bytes of a command line that are not UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _convert_mapping(value: object) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Learning-rate schedules as pure functions: one rate for every step of the whole training.
 
-``linear``, ``poly``, ``cosine``, ``step`` and ``steps`` are those of the MindSpore ports and change at every step;
-``lr_norm``, ``lr_fast`` and ``lr_adju`` are those of Wang et al., CVPR 2020, and change once per epoch, with epochs
-counted from 0 as in the released code.
+``linear``, ``poly``, ``cosine``, ``step`` and ``steps`` are the standard ones and change at every step;
+``port_cosine`` is what the MindSpore ports call cosine. ``lr_norm``, ``lr_fast`` and ``lr_adju`` are those of Wang et
+al., CVPR 2020, and change once per epoch, with epochs counted from 0 as in the released code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Callable
 
 import numpy as np
 
-# Fractions of the training after which the ports multiply the rate: 'steps' ignores the warm-up, 'step' follows it.
+# Fractions of the training after which the rate is multiplied: the points are those of the ports.
 _STEPS = ((0.3, 0.1), (0.6, 0.01), (0.8, 0.001))
 _STEP = ((0.2, 0.1), (0.5, 0.01), (0.7, 0.001), (0.9, 0.00005))
 
@@ -39,7 +39,7 @@ _MOBILENETV2: dict[str, Callable[[float], float]] = {
     "lr_adju": lambda e: float(np.interp(e, (0, 50, 100, 150), (0.06, 0.01, 0.001, 0.00001)) / 0.06),  # 150 epochs
 }
 PER_EPOCH = {"resnet": _RESNET, "mobilenetv2": _MOBILENETV2}
-PER_STEP = ("linear", "poly", "cosine", "step", "steps")
+PER_STEP = ("linear", "poly", "cosine", "port_cosine", "step", "steps")
 
 
 def learning_rates(
@@ -59,13 +59,14 @@ def learning_rates(
     """The rate of every optimiser step.
 
     Args:
-        mode: 'linear', 'poly' (power 2), 'cosine', 'step', 'steps', 'lr_norm', 'lr_fast' or 'lr_adju'.
+        mode: 'linear', 'poly' (power 2), 'cosine', 'port_cosine', 'step', 'steps', 'lr_norm', 'lr_fast' or 'lr_adju'.
         lr_max: Base rate, reached at the end of the warm-up.
         epochs: Length of the training.
         steps_per_epoch: Optimiser steps of one epoch.
         lr_init: Rate before the first warm-up step.
         lr_end: Last rate of 'linear' and 'cosine'.
-        warmup_epochs: Epochs over which the rate rises linearly from lr_init to lr_max.
+        warmup_epochs: Epochs over which the rate of every schedule rises linearly from lr_init to lr_max. The first
+            four then decay over the steps that are left; the others keep to the epochs counted from the start.
         milestones: For 'step' and 'steps': epochs at which the rate is multiplied by gamma. By default the ports'
             points: 'steps' at 0.3, 0.6 and 0.8 of the training by 0.1 each; 'step' at 0.2, 0.5, 0.7 and 0.9.
         gamma: Factor at each milestone.
@@ -77,7 +78,7 @@ def learning_rates(
         float32 array (epochs * steps_per_epoch,).
 
     Raises:
-        ValueError: Unknown mode or family, or lengths out of range.
+        ValueError: Unknown mode or family, lengths out of range, or a rate that would be 0 before the end.
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(f"epochs and steps_per_epoch must be at least 1, not {epochs} and {steps_per_epoch}")
@@ -102,13 +103,20 @@ def learning_rates(
             rate = lr_max * (1 - progress) ** 2
         elif mode == "cosine":
             rate = lr_end + (lr_max - lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
+        elif mode == "port_cosine":
+            line = (total - step) / (total - warmup)
+            rate = lr_max * (line * 0.5 * (1 + math.cos(0.94 * math.pi * step / (total - warmup))) + 1e-5)
         elif mode in ("step", "steps"):
             if milestones is not None:
                 rate = lr_max * gamma ** sum(epoch >= milestone for milestone in milestones)
             else:
                 rate = lr_max * _stepwise(step / total, _STEP if mode == "step" else _STEPS)
         else:
-            stretched = epoch * (designed_epochs / epochs if designed_epochs else 1)
-            rate = lr_max * PER_EPOCH[family][mode](stretched)
+            # Multiplied first: a quotient rounded before would land just under a milestone.
+            stretched = epoch * designed_epochs / epochs if designed_epochs else epoch
+            factor = PER_EPOCH[family][mode](stretched)
+            if factor == 0:
+                raise ValueError(f"{mode} is 0 from epoch {math.ceil(stretched)} on: stretch it with designed_epochs")
+            rate = lr_max * factor
         rates[step] = rate
     return rates.astype(np.float32)
