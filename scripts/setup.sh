@@ -1,11 +1,20 @@
 #!/usr/bin/env bash
-# Make the virtual environment .venv with pinned requirements; a second run finds it ready.
+# Make the virtual environment .venv with the versions of requirements.lock; a second run finds it ready.
 # Usage: scripts/setup.sh [requirements.txt]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = "--help" ]; then
+    sed -n '2,3s/^# //p' "$0"
+    exit 0
+fi
 requirements=${1:-requirements.txt}
+if [ ! -f "$requirements" ]; then
+    echo "error: $requirements: no such file (requirements.txt, requirements-dev.txt and requirements-gpu.txt are there)" >&2
+    exit 2
+fi
 
-if [ ! -x .venv/bin/python ]; then
+# An interrupted set-up, or a Python that was removed since, leaves an environment that cannot install anything.
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     for python in python3.11 python3.12 python3.10 python3.9 python3; do
         if "$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' 2>/dev/null; then
             break
@@ -17,15 +26,16 @@ if [ ! -x .venv/bin/python ]; then
         exit 1
     fi
     echo "making .venv with $("$python" --version)"
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv
 fi
 
-# The mark holds what was installed; the same requirements need no second look.
+# The mark holds what was installed, and where: the same needs no second look.
 mark=.venv/installed-$(basename "$requirements")
-wanted=$(cat requirements.txt "$requirements")
+wanted=$(pwd && cat pyproject.toml requirements.lock requirements.txt "$requirements")
 if [ ! -f "$mark" ] || [ "$(cat "$mark")" != "$wanted" ]; then
     echo "installing $requirements (a few minutes the first time)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
+    "${install[@]}" --constraint requirements.lock --requirement "$requirements"
+    "${install[@]}" --no-deps --editable .
     printf '%s\n' "$wanted" > "$mark"
 fi

@@ -53,6 +53,8 @@ def exit_code_of(run: Callable[[], Optional[int]], debug: Callable[[], bool] = b
     except UserError as error:
         return _report(_one_line(str(error)), error.exit_code, debug())
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("covpool"):
+            return _report(_missing(error), 1, debug())
         hint = "" if debug() else " (--debug=True shows where)"
         return _report(f"{type(error).__name__}: {_one_line(str(error))}{hint}", 1, debug())
 
@@ -70,6 +72,14 @@ def named_paths(texts: Sequence[str], form: str) -> dict[str, list[Path]]:
             raise UserError(f"{text!r} must have the form {form}", 2)
         named[name] = [Path(path) for path in paths.split(",")]
     return named
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """What is missing, and how to get it: the usual cause is a shell in which the environment is not active."""
+    return (
+        f"{error.name} is not installed for {sys.executable}: activate the environment that scripts/setup.sh makes "
+        "(source .venv/bin/activate), or install the project (pip install .)"
+    )
 
 
 def _report(message: str, code: int, debug: bool) -> int:
