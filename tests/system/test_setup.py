@@ -76,10 +76,10 @@ def test_a_wheel_works_in_a_folder_of_its_own(root: Path, tmp_path: Path) -> Non
     work = tmp_path / "work"
     for folder in ("src", "config", "data"):
         (work / folder).mkdir(parents=True)
-        (work / folder / "__init__.py").write_text("raise SystemExit('this folder is the user's own')\n")
+        (work / folder / "__init__.py").write_text("raise SystemExit('not the package')\n")
     (work / "config" / "mine.yaml").write_text(
-        f"base: base/small_images.yaml\nnet_name: resnet10\nbase_width: 4\nepoch_size: 1\nbatch_size: 50\nclass_num: 10\n"
-        f"train_images: 100\nreduction_dim: 8\nrun_eval: False\ncpu_kernels: compiled\n"
+        "base: base/small_images.yaml\nnet_name: resnet10\nbase_width: 4\nepoch_size: 1\nbatch_size: 50\n"
+        "class_num: 10\ntrain_images: 100\nreduction_dim: 8\nrun_eval: False\ncpu_kernels: compiled\n"
         f"data_path: {root / 'data' / 'fashion_mnist_sample'}\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
