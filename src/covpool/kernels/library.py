@@ -7,12 +7,13 @@ import hashlib
 import logging
 import os
 import platform
+import stat
 import subprocess
-import tempfile
 from pathlib import Path
 
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
+from covpool.runtime.files import open_regular, remove_leftovers, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ _SOURCES = Path(__file__).resolve().parent / "cpp"
 # Not -ffast-math: sums keep their order, NaN stays NaN.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _MOST_THREADS = 256
+_DIGEST = hashlib.sha256().digest_size
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def threads_of_process(processes: int = 1) -> int:
@@ -38,6 +41,9 @@ def threads_of_process(processes: int = 1) -> int:
 def compile_kernels(folder: Path | None = None) -> Path:
     """Compile the kernels for this processor, or find them compiled.
 
+    A library that is kept is used if it is as it was made: a regular file of this user (or root) that nobody else can
+    write to, and whole by the digest at its end. Otherwise it is compiled anew.
+
     Args:
         folder: Where libraries are kept; by default ``mindspore-gcp`` in the user's cache folder. The name of the file
             tells sources, compiler and processor apart, and several processes may compile at once.
@@ -46,11 +52,15 @@ def compile_kernels(folder: Path | None = None) -> Path:
         The shared library.
 
     Raises:
-        UserError: No compiler, a compiler that fails, or a folder that cannot be written; nothing is tried instead.
+        UserError: No compiler, a compiler that fails, or a folder that cannot be written or is another user's; nothing
+            is tried instead.
     """
+    folder = (folder or _cache_folder()).absolute()
+    if ":" in str(folder):  # MindSpore takes LIBRARY:FUNCTION
+        raise UserError(f"{folder} has a colon, which the path of compiled kernels cannot have: set XDG_CACHE_HOME", 2)
     compiler = os.environ.get("CXX", "g++")
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
             f"cpu_kernels=compiled needs a C++ compiler, and {compiler!r} does not run ({error}); "
@@ -58,26 +68,65 @@ def compile_kernels(folder: Path | None = None) -> Path:
             2,
         ) from error
     sources = sorted(_SOURCES.glob("*.cpp"))
-    digest = hashlib.sha256("\0".join((version, *_FLAGS, _processor())).encode())
+    digest = hashlib.sha256(version + "\0".join(("", *_FLAGS, _processor())).encode())
     for source in sorted(_SOURCES.iterdir()):
         digest.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-gcp"
-    library = (folder or cache) / f"kernels-{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
+    library = folder / f"kernels-{digest.hexdigest()[:16]}.so"
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-            made = Path(scratch) / library.name
+        _own_folder(folder)
+        if _is_as_made(library):
+            return library
+        remove_leftovers(folder)
+        with whole_file(library) as made:
             command = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, check=False)
             if done.returncode:
-                raise UserError(f"{compiler} could not compile the kernels: {done.stderr.strip()[-500:]}")
-            made.replace(library)  # whole or not at all, whoever else compiles it
+                said = done.stderr.decode("utf-8", "replace").strip()[-500:]
+                raise UserError(f"{compiler} could not compile the kernels: {said}")
+            content = made.read_bytes()
+            made.write_bytes(content + hashlib.sha256(content).digest())  # the loader passes over what follows
+        library.chmod(0o644)
     except OSError as error:
-        raise UserError(f"cannot keep compiled kernels in {library.parent}: {error.strerror}") from error
+        raise UserError(f"cannot keep compiled kernels in {folder}: {error.strerror or error}") from error
     logger.info("compiled the CPU kernels: %s", library)
     return library
+
+
+def _cache_folder() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-gcp"
+    except RuntimeError as error:
+        raise UserError("there is no home folder to keep compiled kernels in: set XDG_CACHE_HOME", 2) from error
+
+
+def _own_folder(folder: Path) -> None:
+    """Make the folder, or close it to others; what another user owns cannot be trusted with code."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise UserError(f"{folder} belongs to another user: set XDG_CACHE_HOME to a folder of your own", 2)
+    if found.st_mode & _OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+
+
+def _is_as_made(library: Path) -> bool:
+    """Whether a library is there, can only have been written by its user, and is whole."""
+    if library.is_symlink() or not library.exists():
+        return False
+    try:
+        with open_regular(library) as file:
+            found, content = os.fstat(file.fileno()), file.read()
+    except OSError as error:
+        logger.warning("%s: %s; compiled anew", library, error.strerror or error)
+        return False
+    reason = ""
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
+        reason = "others could have changed it"
+    elif hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
+        reason = "damaged"
+    if reason:
+        logger.warning("%s: %s; compiled anew", library, reason)
+    return not reason
 
 
 def set_threads(library: Path, threads: int) -> None:
