@@ -12,7 +12,8 @@ import numpy as np
 from mindspore import nn
 
 from covpool.errors import UserError
-from covpool.export.seal import check_seal, seal
+from covpool.export.contents import checked_mindir
+from covpool.export.seal import read_sealed, seal
 
 # Above it MindSpore writes a folder of several files in place of one.
 LARGEST = 2**30
@@ -65,15 +66,15 @@ class MindIRModel:
         device_target: Where it runs; MindSpore's context must be set to it.
 
     Raises:
-        UserError: If the file is missing, damaged or not a MindIR.
+        UserError: If the file is missing, damaged or not a MindIR, or could do more than compute.
     """
 
     def __init__(self, path: Path, device_target: str = "CPU") -> None:
-        check_seal(path)
+        model = checked_mindir(read_sealed(path), path)
         try:
-            graph = ms.load(str(path))
-            information = {entry.key: entry.value for entry in ms.load_mindir(str(path)).user_info}
+            information = {entry.key: entry.value for entry in model.user_info}
             self.about: dict[str, Any] = json.loads(information.get("about", "{}"))
+            graph = ms.load(str(path))
         except Exception as error:  # whatever MindSpore's parsers met
             raise UserError(f"{path} is damaged or not a MindIR file of export.py: {first_line(error)}") from error
         self._network = nn.GraphCell(graph)

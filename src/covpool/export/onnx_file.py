@@ -13,9 +13,10 @@ import numpy as np
 from mindspore import nn
 
 from covpool.errors import UserError
+from covpool.export.contents import check_onnx
 from covpool.export.mindir import first_line, write_graph
 from covpool.export.mindir_graph import read_graph
-from covpool.export.seal import check_seal, seal
+from covpool.export.seal import read_sealed, seal
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 
@@ -73,20 +74,22 @@ class OnnxModel:
         device_target: 'CPU', 'GPU' or 'Ascend'.
 
     Raises:
-        UserError: If the file is missing, damaged or not ONNX, or ONNX Runtime does not serve the device.
+        UserError: If the file is missing, damaged or not ONNX, could do more than compute, or ONNX Runtime does not
+            serve the device.
     """
 
     def __init__(self, path: Path, device_target: str = "CPU") -> None:
         import onnxruntime
 
-        check_seal(path)
+        content = read_sealed(path)
         provider, available = PROVIDERS[device_target], onnxruntime.get_available_providers()
         if provider not in available:
             raise UserError(f"this ONNX Runtime has no {provider} for {device_target}; it has {', '.join(available)}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        check_onnx(content, path)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(content, options, providers=[provider])
             properties = self._session.get_modelmeta().custom_metadata_map
             self.about: dict[str, Any] = {key: json.loads(value) for key, value in properties.items()}
         except Exception as error:  # ONNX Runtime's errors have no common base

@@ -40,6 +40,12 @@ _PLAIN = {
     "Sub": "Sub",
 }
 
+# All operators of the written files; others are not loaded.
+OPERATORS = frozenset(_PLAIN.values()) | {
+    *("Conv", "Gather", "Gemm", "LayerNormalization", "MatMul", "MaxPool", "ReduceMean", "ReduceSum", "Reshape"),
+    *("Squeeze", "Transpose", "Unsqueeze", "Where"),
+}
+
 
 class _Writer:
     """Collects ONNX nodes and constants. Tensors are named by strings."""

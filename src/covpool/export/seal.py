@@ -1,4 +1,4 @@
-"""A checksum at the end of exported files, of either format.
+"""A checksum at the end of exported files, of either format: it tells damage, not origin.
 
 Both formats are protobuf messages, and a message may be followed by a field that its readers do not know. Neither
 has a checksum of its own: with a flipped bit in a weight it loads and answers wrongly.
@@ -24,8 +24,10 @@ def seal(path: Path) -> None:
         file.write(_field(path, path.read_bytes()))
 
 
-def check_seal(path: Path) -> None:
-    """Compare a file with its checksum, before any parser sees it.
+def read_sealed(path: Path) -> bytes:
+    """Content of a file, compared with its checksum before any parser sees it.
+
+    Anyone can compute the checksum: what the file holds is checked besides.
 
     Raises:
         UserError: No such file, no checksum, or another one.
@@ -39,6 +41,7 @@ def check_seal(path: Path) -> None:
     body, field = content[:-_LENGTH], content[-_LENGTH:]
     if field != _field(path, body):
         raise UserError(f"{path} is damaged or not a file of export.py: its checksum is missing or wrong")
+    return body
 
 
 def _field(path: Path, body: bytes) -> bytes:
