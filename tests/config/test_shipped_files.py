@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from covpool.config import load_config
 from covpool.config.reference import render
+from covpool.config.schema import options
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "config").glob("*.yaml"))
-BASES = sorted((ROOT / "config" / "base").glob("*.yaml"))
+BASES = sorted((ROOT / "src" / "covpool" / "config" / "base").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES + BASES, ids=lambda path: path.name)
@@ -56,6 +58,7 @@ def test_small_image_files_differ_in_the_pooling_only(dataset):
     configs = [load_config(path) for path in paths]
     assert {config.pooling for config in configs} == {"dropcov", "fast_mpn", "gcp", "gap"}
     assert len({repr(config.replace(pooling="gap")) for config in configs}) == 1
+    assert configs[0].use_label_smooth == (dataset != "cifar10")  # the ports smooth no labels of CIFAR-10
 
 
 def test_the_reference_is_in_sync_with_the_schema():
@@ -65,3 +68,11 @@ def test_the_reference_is_in_sync_with_the_schema():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_trial_of_one_epoch_needs_no_other_change(path):
     assert load_config(path, ["--epoch_size=1"]).epoch_size == 1
+
+
+def test_every_key_is_read_by_the_program():
+    folder = ROOT / "src" / "covpool"
+    sources = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py") if "config" not in path.parts]
+    sources += [(folder / "config" / name).read_text(encoding="utf-8") for name in ("entry.py", "modelarts.py")]
+    read = set(re.findall(r'config\.(\w+)|"(\w+)"', "\n".join(sources)))
+    assert set(options()) - {name for pair in read for name in pair} == set()

@@ -20,15 +20,19 @@ def test_beta_gamma_and_bias_do_not_decay() -> None:
     assert len(decayed["params"]) + len(plain["params"]) == len(network.trainable_params())
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_momentum_as_in_pytorch(graph_mode: None, nesterov: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "nesterov", "made"),
+    [("momentum", False, nn.Momentum), ("sgd", False, nn.SGD), ("momentum", True, nn.SGD), ("sgd", True, nn.SGD)],
+)
+def test_momentum_as_in_pytorch(graph_mode: None, kind: str, nesterov: bool, made: type) -> None:
     rng = np.random.default_rng(1)
     start, bias = rng.standard_normal((3, 4)), rng.standard_normal(3)
     rates = np.array([0.1, 0.05, 0.02, 0.01], np.float32)
     layer = nn.Dense(4, 3, weight_init=ms.Tensor(start, ms.float32), bias_init=ms.Tensor(bias, ms.float32))
     optimizer = build_optimizer(
-        list(layer.trainable_params()), rates, momentum=0.9, nesterov=nesterov, weight_decay=0.01
+        list(layer.trainable_params()), rates, kind=kind, momentum=0.9, nesterov=nesterov, weight_decay=0.01
     )
+    assert type(optimizer) is made
     expected = [start, bias]
     velocity = [np.zeros_like(start), np.zeros_like(bias)]
     for rate in rates.astype(np.float64):
@@ -41,3 +45,8 @@ def test_momentum_as_in_pytorch(graph_mode: None, nesterov: bool) -> None:
             expected[i] = expected[i] - rate * step
     np.testing.assert_allclose(layer.weight.asnumpy(), expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layer.bias.asnumpy(), expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown optimiser 'adam'; one of momentum, sgd"):
+        build_optimizer([], np.ones(1, np.float32), kind="adam")

@@ -117,7 +117,11 @@ class Config:
 
     batch_size: int = _training(64, "Images per step and device.", bounds="1 <= x <= 65536")
     epoch_size: int = _training(100, "Number of epochs.", bounds="1 <= x <= 100000")
-    optimizer: str = _training("momentum", "Optimiser.", choices=("sgd", "momentum"))
+    optimizer: str = _training(
+        "momentum",
+        "MindSpore's optimiser, for one update rule: Momentum, or SGD, which is slower (nesterov always takes SGD).",
+        choices=("sgd", "momentum"),
+    )
     momentum: float = _training(0.9, "Momentum.", bounds="0 <= x < 1")
     nesterov: bool = _training(False, "Nesterov's form of the momentum.")
     weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="0 <= x <= 1e38")

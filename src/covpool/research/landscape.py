@@ -141,6 +141,7 @@ def record_landscape(config: Config, every: int) -> Iterator[dict[str, float]]:
     optimizer = build_optimizer(
         list(network.trainable_params()),
         rates,
+        kind=config.optimizer,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
