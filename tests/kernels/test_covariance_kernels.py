@@ -13,9 +13,9 @@ from covpool.kernels import apply_cpu_kernels
 from covpool.kernels.covariance import CompiledCentre, CompiledSymmetricVector
 from covpool.pooling import create_pooling, list_poolings
 from covpool.pooling.covariance import Centre, GramVector, SymmetricVector, vector_length
-from tests.pooling.reference import features, gradient, gradients, relative_error
+from tests.pooling.reference import features, gradient, relative_error
 
-WIDTHS = [1, 2, 3, 16, 33, 130]
+WIDTHS = [1, 3, 33, 130]
 
 
 class Centred(nn.Cell):
@@ -29,7 +29,7 @@ class Centred(nn.Cell):
         return self.centre(x)[0].reshape(x.shape)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 70, 2, 3), (3, 5, 4, 4), (8, 200, 14, 14)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 70, 2, 3), (8, 200, 14, 14)], ids=str)
 def test_centre(library: Path, shape: tuple[int, ...], mode: str) -> None:
     x, g = features(shape) + np.float32(5), features(shape, 1)
     a, mean = CompiledCentre(library)(ms.Tensor(x))
@@ -52,7 +52,7 @@ def test_triangle(library: Path, d: int, mode: str) -> None:
     np.testing.assert_array_equal(gradient(compiled, c, g), gradient(plain, c, g))
 
 
-@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize("d", [2, 130])
 def test_covariance_vector(library: Path, d: int, mode: str) -> None:
     rng = np.random.default_rng(0)
     a, g = rng.standard_normal((2, d, 9)), rng.standard_normal((2, vector_length(d)))
@@ -63,21 +63,34 @@ def test_covariance_vector(library: Path, d: int, mode: str) -> None:
     assert relative_error(gradient(compiled, a, g), gradient(plain, a, g)) < 1e-6
 
 
-@pytest.mark.parametrize("name", list_poolings())
+# Together they use every kernel in every combination that the others have.
+ALWAYS = ("bcnn", "dropcov", "fast_mpn", "gcp", "layernorm")
+REST = [pytest.param(name, marks=pytest.mark.only_with_all) for name in list_poolings() if name not in ALWAYS]
+
+
+def output_and_gradients(cell: nn.Cell, x: np.ndarray) -> list[np.ndarray]:
+    g = np.random.default_rng(1).standard_normal((len(x), cell.out_features)).astype(np.float32)
+    parameters = list(cell.trainable_params())
+
+    def weighted(x: ms.Tensor, g: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        out = cell(x)
+        return (out * g).sum(), out
+
+    step = ms.value_and_grad(weighted, 0, parameters or None, has_aux=True)
+    (_, out), found = step(ms.Tensor(x), ms.Tensor(g))
+    dx, weights = found if parameters else (found, ())
+    assert len(weights) == len(parameters)
+    return [t.asnumpy() for t in (out, dx, *weights)]
+
+
+@pytest.mark.parametrize("name", [*ALWAYS, *REST])
 def test_every_pooling(name: str, graph_mode: None) -> None:
-    x = features((3, 12, 5, 5))
     found = []
     for choice in ("mindspore", "compiled"):
         ms.set_seed(3)
         cell = create_pooling(name, 12)
         assert (apply_cpu_kernels(cell, choice) > 0) == (choice == "compiled" and name != "gap")
         cell.set_train()
-        out = cell(ms.Tensor(x)).asnumpy()
-        ms.set_seed(3)
-        cell = create_pooling(name, 12)  # masks are drawn from the first again
-        apply_cpu_kernels(cell, choice)
-        cell.set_train()
-        dx, weights = gradients(cell, x, np.random.default_rng(1).standard_normal(out.shape))
-        found.append([out, dx, *weights.values()])
+        found.append(output_and_gradients(cell, features((3, 12, 5, 5))))
     for plain, compiled in zip(*found):
         assert relative_error(compiled, plain) < (1e-3 if "bcnn" in name else 1e-5)
