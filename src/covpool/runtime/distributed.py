@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from covpool.runtime.watch import stop_watcher
 if TYPE_CHECKING:  # NumPy starts threads, which must not happen before signals are arranged for
     import numpy as np
 
+Collective = Callable[["np.ndarray"], "np.ndarray"]
 _PREFETCH = 4  # rows that a stage of the data pipeline keeps ready; MindSpore's 16 hold a gigabyte of batches
 
 
@@ -41,7 +44,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    _sum: Callable[[np.ndarray], np.ndarray] = field(default=lambda values: values, repr=False, compare=False)
+    _sum: Collective = field(default=lambda values: values, repr=False, compare=False)
+    _gather: Collective = field(default=lambda row: row[None], repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -51,6 +55,10 @@ class World:
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum float64 ``values`` of one shape over all ranks; every rank must call it and gets the result."""
         return values if self.size == 1 else self._sum(values.astype("float64"))
+
+    def gather(self, row: np.ndarray) -> np.ndarray:
+        """The rows of all ranks in their order, on every rank: (n,) -> (size, n), float64; every rank must call it."""
+        return self._gather(row.astype("float64"))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -118,18 +126,19 @@ def session(
     """
     check_launch(run_distribute, device_num)
     under_mpi = launched_ranks()[0] == "mpirun"  # asked before the variables of msrun are set as well
-    if run_distribute and under_mpi and device_target == "CPU":
-        join_under_mpi(rank_timeout)
-    if run_distribute and device_target == "CPU" and os.environ.get("MS_ROLE") != "MS_SCHED":
-        # How long an all-reduce waits for a rank that is late; 30 s if unset, and the training would end with an error
-        # of the kernel. A rank that is lost is noticed before that.
+    if run_distribute and device_target == "CPU":
+        # How long an all-reduce waits for a rank that is late, and the scheduler for a rank that is silent; 30 s if
+        # unset, and the training would end with an error of the kernel. A rank that is lost is noticed before that.
+        # The scheduler must know it, too: it inherits what is set here.
         os.environ.setdefault("MS_NODE_TIMEOUT", str(math.ceil(rank_timeout) + 60))
-    set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
-    if not run_distribute:
-        yield World()
-        return
-    world = _join(under_mpi)
+    with _interruptible():
+        if run_distribute and under_mpi and device_target == "CPU":
+            join_under_mpi(rank_timeout)
+        set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
+        world = _join(under_mpi) if run_distribute else World()
     yield world
+    if not run_distribute:
+        return
     world.barrier()  # nobody leaves while another still needs the collectives
 
 
@@ -201,24 +210,43 @@ def _join(under_mpi: bool) -> World:
     )
 
     local_rank, local_size = _local(rank, size)
-    return World(rank, size, local_rank, local_size, _sum_by_mpi() if under_mpi else _sum_by_device(rank, size))
+    collectives = _mpi_collectives(size) if under_mpi else _device_collectives(rank, size)
+    return World(rank, size, local_rank, local_size, *collectives)
 
 
-def _sum_by_mpi() -> Callable[[np.ndarray], np.ndarray]:
-    """Sums on the host: exact to float64 whatever the device's collectives can do."""
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process within the block, also while MindSpore waits for other ranks with Python's lock."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _mpi_collectives(size: int) -> tuple[Collective, Collective]:
+    """Sum and gather on the host: exact to float64 whatever the device's collectives can do."""
     import numpy as np
     from mpi4py import MPI
 
-    def total(values: np.ndarray) -> np.ndarray:
+    def sum_ranks(values: np.ndarray) -> np.ndarray:
         result = np.empty_like(values)
         MPI.COMM_WORLD.Allreduce(np.ascontiguousarray(values), result)
         return result
 
-    return total
+    def gather(row: np.ndarray) -> np.ndarray:
+        rows = np.empty((size, row.size), row.dtype)
+        MPI.COMM_WORLD.Allgather(np.ascontiguousarray(row), rows)
+        return rows
+
+    return sum_ranks, gather
 
 
-def _sum_by_device(rank: int, size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Sums where there is no MPI, exact to float64 by collectives that know float32 alone.
+def _device_collectives(rank: int, size: int) -> tuple[Collective, Collective]:
+    """Sum and gather where there is no MPI, exact to float64 by collectives that know float32 alone.
 
     MindSpore's all-reduce rounds float64 to float32 on CPU, and Ascend's has none. So every rank's values travel as
     three float32 parts in places of their own, where they are added to zeros, and are put together and summed here.
@@ -236,15 +264,21 @@ def _sum_by_device(rank: int, size: int) -> Callable[[np.ndarray], np.ndarray]:
 
     reduce = Reduce()
 
-    def total(values: np.ndarray) -> np.ndarray:
+    def parts_of_ranks(values: np.ndarray) -> np.ndarray:
         rest = values.reshape(-1)
         parts = np.zeros((size, 3, rest.size), np.float32)
         for part in parts[rank]:
             part[:] = rest
             rest = rest - part
-        return reduce(Tensor(parts)).asnumpy().astype(np.float64).sum((0, 1)).reshape(values.shape)
+        return reduce(Tensor(parts)).asnumpy().astype(np.float64)
 
-    return total
+    def sum_ranks(values: np.ndarray) -> np.ndarray:
+        return parts_of_ranks(values).sum((0, 1)).reshape(values.shape)
+
+    def gather(row: np.ndarray) -> np.ndarray:
+        return parts_of_ranks(row).sum(1)
+
+    return sum_ranks, gather
 
 
 @contextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from covpool.errors import UserError
-from covpool.runtime.watch import die_with_parent, open_listener, start_watcher
+from covpool.runtime.processes import ends_with_this_process, python_command
+from covpool.runtime.watch import Post, open_listener, start_watcher
 
 _SCHEDULER_START_S = 60.0
 _SCHEDULER_CODE = """
@@ -30,13 +31,13 @@ class Joined:
         under_mpi: Whether the ranks of ``MPI.COMM_WORLD`` were pointed to a scheduler of this project.
         scheduler: That scheduler, in the process that started it.
         watcher: Notices lost ranks.
-        watched: This rank, and where rank 0's watcher listens.
+        watched: This rank, and where the watchers meet.
     """
 
     under_mpi: bool = False
     scheduler: subprocess.Popen[bytes] | None = None
     watcher: subprocess.Popen[bytes] | None = None
-    watched: tuple[int, tuple[str, int]] = (0, ("", 0))
+    watched: tuple[int, Post] = (0, Post())
 
 
 # Like MPI.COMM_WORLD, one for each process.
@@ -53,23 +54,23 @@ def join_under_mpi(rank_timeout: float) -> None:
 
     world = MPI.COMM_WORLD
     rank, size = world.Get_rank(), world.Get_size()
-    address, watched, problem = ("", 0), ("", 0), ""
+    address, post, problem = ("", 0), Post(), ""
     listener = None
     joined.under_mpi = True
     if rank == 0:
         host = "127.0.0.1" if _one_host() else _own_address()
         address = (host, _free_port(host))
         listener = open_listener(host)
-        watched = listener.getsockname()
+        post = Post(listener.getsockname(), secrets.token_hex(16))
         joined.scheduler = _start_scheduler(address, size)
         problem = _wait_for_scheduler(joined.scheduler, address)
-    address, watched, problem = world.bcast((address, watched, problem), root=0)
+    address, post, problem = world.bcast((address, post, problem), root=0)
     if problem:
         raise UserError(problem)
     os.environ.update(_scheduler_variables(address, size), MS_ROLE="MS_WORKER", MS_NODE_ID=str(rank))
     scheduler = joined.scheduler.pid if joined.scheduler else 0
-    joined.watcher = start_watcher(rank, size, listener, watched, rank_timeout, scheduler)
-    joined.watched = (rank, watched)
+    joined.watcher = start_watcher(rank, size, listener, post, rank_timeout, scheduler)
+    joined.watched = (rank, post)
 
 
 def _scheduler_variables(address: tuple[str, int], size: int) -> dict[str, str]:
@@ -81,11 +82,11 @@ def _start_scheduler(address: tuple[str, int], size: int) -> subprocess.Popen[by
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
     env.update(_scheduler_variables(address, size), MS_ROLE="MS_SCHED", MS_NODE_ID="sched")
     return subprocess.Popen(
-        [sys.executable, "-c", _SCHEDULER_CODE],
+        python_command(_SCHEDULER_CODE),
         env=env,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks, which then end the scheduler
-        preexec_fn=die_with_parent,
+        preexec_fn=ends_with_this_process(),
     )
 
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from covpool.runtime.watch import die_with_parent, process_stat, process_state
+from covpool.runtime.processes import outlive_parent, process_stat, process_state, start_watcher_process
 
 _INTERVAL_S = 0.25
 _GRACE_S = 10.0
 _LAUNCHERS = ("msrun", "mindspore.parallel.cluster.run")
-_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from covpool.runtime.siblings import main; main(sys.argv[2:])"
 
 
 class SiblingWatcher:
@@ -62,7 +60,7 @@ class SiblingWatcher:
         # In capitals: msrun shows of the scheduler's log the lines with this word.
         sys.stderr.write(f"ERROR: {problem}: the job ends\n")
         sys.stderr.flush()
-        die_with_parent(signal_number=0)
+        outlive_parent()
         os.kill(self.process, signal.SIGKILL)
         if process_state(self.launcher) in "ZX":
             for tail in self._tails:
@@ -116,14 +114,7 @@ def follow_msrun(grace: float = _GRACE_S) -> None:
     launcher = os.getppid()
     if "MS_ROLE" not in os.environ or not _waits(_words(launcher, "cmdline")):
         return
-    values = (Path(__file__).parents[2], os.getpid(), launcher, grace)
-    subprocess.Popen(
-        [sys.executable, "-S", "-E", "-c", _CODE, *map(str, values)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
+    start_watcher_process("siblings", os.getpid(), launcher, grace)
 
 
 def _waits(command: list[str]) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from covpool.errors import UserError
 from covpool.runtime.siblings import follow_msrun
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(UserError):
@@ -24,7 +24,7 @@ class Interrupted(UserError):
 class StopRequest:
     """The first of :data:`SIGNALS` that this process received while it was :meth:`deferring` them.
 
-    A thread waits for the signals, which are blocked in all others: while it runs a graph, MindSpore turns SIGINT into
+    A thread receives the signals, which are blocked in all others: while it runs a graph, MindSpore turns SIGINT into
     SIGTERM by a handler of its own. Hence :meth:`listening` must begin before MindSpore or NumPy start their threads.
 
     Attributes:
@@ -34,33 +34,50 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = 0
         self._deferring = False
+        self._numbers: list[signal.Signals] = []  # that the thread receives
+        self._first_deferral = threading.Event()
+        self._waiting = threading.Event()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Receive signals within the block. Unless they are deferred they end the process at once.
 
-        Under msrun, which sends none when part of a job is lost, a watcher begins to look out for that.
+        A SIGHUP that was ignored before (``nohup``) stays ignored. Under msrun, which sends no signal when part of a
+        job is lost, a watcher begins to look out for that.
         """
         follow_msrun()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=self._wait, name="signals", daemon=True).start()
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._numbers = [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        threading.Thread(target=self._receive, name="signals", daemon=True).start()
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.signal(signal.SIGINT, interrupt)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
         """Note the first signal within the block and go on; a second one ends the process at once."""
         self._deferring = True
+        self._first_deferral.set()
+        if self._numbers:
+            self._waiting.wait()
         try:
             yield
         finally:
             self._deferring = False
 
-    def _wait(self) -> None:
+    def _receive(self) -> None:
+        # Until the first deferral the kernel ends the process: MindSpore waits for a scheduler, or compiles, with
+        # Python's lock, and no line of this thread would run.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        self._first_deferral.wait()
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+        self._waiting.set()
         while True:
-            number = signal.sigwait(SIGNALS)
+            number = signal.sigwait(self._numbers)
             if self.received or not self._deferring:
                 os._exit(128 + number)
             self.received = number

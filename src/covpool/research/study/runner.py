@@ -19,7 +19,7 @@ from covpool.errors import UserError
 from covpool.research.study.runs import FAILURE, State, state_of
 from covpool.research.study.spec import Run, Study
 from covpool.runtime.signals import StopRequest
-from covpool.runtime.watch import die_with_parent
+from covpool.runtime.processes import ends_with_this_process
 
 
 @dataclass
@@ -121,7 +121,7 @@ def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot:
         stderr=errors,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": str(len(share))},
-        preexec_fn=die_with_parent,  # two trainings must never write to one run folder
+        preexec_fn=ends_with_this_process(),  # two trainings must never write to one run folder
     )
     os.sched_setaffinity(process.pid, share)
     return _Job(run, run_config(study, run, output, overrides), folder, slot, process, errors)

@@ -1,0 +1,81 @@
+"""Child processes: they import nothing from the working folder and end with their parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+
+_HOME = Path(__file__).resolve().parents[2]  # holds the package, in a checkout or installed
+_SET_DEATH_SIGNAL = 1  # of prctl
+_WATCHER = "import sys; sys.path.append(sys.argv[1]); from covpool.runtime.{} import main; main(sys.argv[2:])"
+
+
+def python_command(code: str, *arguments: object) -> list[str]:
+    """The command that runs ``code`` in another Python, which finds modules where this one does.
+
+    The working folder is taken off its path: it holds data, but `python -c` and `python -m` import from it first.
+    """
+    working = os.path.realpath(Path.cwd())
+    path = [entry for entry in sys.path if entry and os.path.realpath(entry) != working]
+    if str(_HOME) not in path:
+        path.append(str(_HOME))
+    return [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}\n{code}", *map(str, arguments)]
+
+
+def start_watcher_process(
+    module: str, *arguments: object, descriptors: Collection[int] = (), variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Run ``main`` of a module of this room in a small process that ends with this one; it has the standard library.
+
+    Args:
+        module: Its name, such as 'watch'.
+        arguments: What ``main`` gets, as texts.
+        descriptors: Open files that it gets.
+        variables: More environment variables. Unlike arguments other users cannot read them.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WATCHER.format(module), str(_HOME), *map(str, arguments)],
+        env={**os.environ, **(variables or {})},
+        pass_fds=tuple(descriptors),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=ends_with_this_process(),
+    )
+
+
+def ends_with_this_process() -> partial[None]:
+    """What a child of this process calls first (``preexec_fn``, the ``initializer`` of a pool) to end with it."""
+    return partial(end_with_parent, os.getpid())
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however that ends; at once if it has ended already."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Take :func:`end_with_parent` back."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, 0)
+
+
+def process_stat(process: int) -> list[str]:
+    """What the kernel says of a process from its state on; ['X', '0'] if there is none."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - quick to load
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return ["X", "0"]
+
+
+def process_state(process: int) -> str:
+    """The kernel's letter for the state of a process: T stopped, Z dead but not waited for, X gone."""
+    return process_stat(process)[0]
