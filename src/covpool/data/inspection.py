@@ -19,6 +19,7 @@ from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, load_image
 from covpool.data.transforms import LONGEST
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
+from covpool.runtime.processes import ends_with_this_process
 
 _ORIENTATION = 0x0112  # EXIF tag
 _ENDINGS = {"JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "BMP": (".bmp",)}
@@ -115,7 +116,7 @@ def inspect_files(
     # Fresh processes: a fork would copy the locks that threads of this one (of a progress bar) may hold.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=ends_with_this_process()) as pool:
             chunk = max(1, min(64, len(paths) // (4 * workers)))
             yield from pool.map(_inspect, paths, [wants_digest] * len(paths), chunksize=chunk)
     except BrokenProcessPool as error:

@@ -18,7 +18,7 @@ from covpool.data.image_folder import class_names, image_names
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import corrupt
 from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
-from covpool.runtime.watch import die_with_parent
+from covpool.runtime.processes import ends_with_this_process
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]
         yield from map(_Write(plan), images)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=ends_with_this_process()) as pool:
         yield from pool.map(_Write(plan), images, chunksize=4)
 
 
