@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from covpool.checkpoints import read_state_dict
+from covpool.checkpoints import paddle, read_state_dict
 from covpool.errors import UserError
 from tests.checkpoints.checkpoint_files import ENDINGS, error_of, written
 
@@ -123,6 +123,26 @@ def test_the_unpickler_accepts_only_its_codec(tmp_path):
     path = tmp_path / "model.pdparams"
     path.write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.")
     assert "damaged" in error_of(path)
+
+
+def test_the_unpickler_changes_nothing_but_arrays(tmp_path):
+    path = tmp_path / "model.pdparams"
+    function = b"cnumpy.core.numeric\n_frombuffer\n"
+    path.write_bytes(b"\x80\x02" + function + b"N}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b.")  # slot state
+    assert "could run code" in error_of(path)
+    assert paddle._frombuffer.__defaults__ is None
+    path.write_bytes(b"\x80\x02" + function + b"}X\x04\x00\x00\x00nameK\x01sb.")
+    assert "could run code" in error_of(path)
+    assert not paddle._frombuffer.__dict__
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.2.0+cpu", "1.13.1"])
+def test_a_torch_that_can_be_made_to_run_code_is_not_used(tmp_path, source, monkeypatch, version):
+    path = written(tmp_path, ".pth", source)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("used"))
+    assert f"PyTorch {version}" in error_of(path)
+    assert "2.10" in error_of(path) and ".safetensors" in error_of(path)
 
 
 def test_safetensors_of_a_format_without_numpy_type(tmp_path):

@@ -65,6 +65,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
+    stack: list[Any]
 
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file, encoding="latin1")
@@ -84,6 +85,18 @@ class _ArrayUnpickler(pickle._Unpickler):
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
+    def _load_build(self) -> None:
+        """Give arrays their content; the original would set any attribute of any function or class, too."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, (_Kind, _Array)):
+            target.__setstate__(state)
+        elif not isinstance(target, OrderedDict):  # whose attributes nobody here reads
+            raise UserError(
+                f"{self._path}: changes a {type(target).__name__}; only arrays are read, because anything else could "
+                "run code"
+            )
+
+    dispatch[pickle.BUILD[0]] = _load_build  # type: ignore[assignment]
     dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray8  # type: ignore[assignment]
 
 

@@ -32,6 +32,9 @@ _UNPICKLING_ERRORS = (
     struct.error,
 )
 
+# The first version whose weights_only=True holds what it promises.
+_TORCH = (2, 10)
+
 # Keys under which training scripts keep the state dict, besides epoch, arch, best_acc1, optimizer.
 _WRAPPERS = ("state_dict", "model")
 
@@ -67,6 +70,11 @@ def _read_torch(path: Path) -> Any:
         import torch
     except ImportError:
         raise needs("torch", path) from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _TORCH:
+        raise UserError(
+            f"{path}: PyTorch {torch.__version__} can be made to run code of the file that it reads (CVE-2025-32434, "
+            f"CVE-2026-24747); install {_TORCH[0]}.{_TORCH[1]} or newer, or save the weights as .safetensors"
+        )
     # PyTorch does not compare the checksums of its own archives.
     try:
         broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
