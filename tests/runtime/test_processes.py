@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import covpool
@@ -79,3 +80,29 @@ print(child(begin), child(lambda: os._exit(child(begin))))  # a child; the child
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0 1\n"
+
+
+POOL = """
+import sys
+from pathlib import Path
+from covpool.data.inspection import inspect_files
+print(len(list(inspect_files([Path(f"{n}.png") for n in range(300)], workers=2))))
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no earlier Python can be told")
+def test_workers_import_from_elsewhere(planted: Path) -> None:
+    done = subprocess.run(python_command(POOL), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "300\n", done.stderr
+    assert not (planted / "executed").exists()
+
+
+def test_workers_of_a_command_that_is_killed_while_they_start_end_too() -> None:
+    with subprocess.Popen(python_command(POOL), stdout=subprocess.DEVNULL) as command:
+        workers: list[psutil.Process] = []
+        while len(workers) < 2:
+            assert command.poll() is None
+            children = psutil.Process(command.pid).children()
+            workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        command.kill()
+    assert not psutil.wait_procs(workers, timeout=10)[1]

@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # watchers are small and start quickly
+    from concurrent.futures import ProcessPoolExecutor
 
 _HOME = Path(__file__).resolve().parents[2]  # holds the package, in a checkout or installed
 _SET_DEATH_SIGNAL = 1  # of prctl
@@ -50,8 +55,31 @@ def start_watcher_process(
     )
 
 
+@contextmanager
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that end with this one, also if it is killed while they start.
+
+    They are fresh ones: a fork would copy the locks that threads of this one (of a progress bar) may hold. From Python
+    3.11 on they do not import from the working folder; an earlier one cannot be told.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, ends_with_this_process()) as pool:
+            yield pool
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
 def ends_with_this_process() -> partial[None]:
-    """What a child of this process calls first (``preexec_fn``, the ``initializer`` of a pool) to end with it."""
+    """What a child of this process calls first (``preexec_fn``) to end with it."""
     return partial(end_with_parent, os.getpid())
 
 
