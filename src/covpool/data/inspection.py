@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Optional
@@ -19,7 +17,7 @@ from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, load_image
 from covpool.data.transforms import LONGEST
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
-from covpool.runtime.processes import ends_with_this_process
+from covpool.runtime.processes import process_pool
 
 _ORIENTATION = 0x0112  # EXIF tag
 _ENDINGS = {"JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "BMP": (".bmp",)}
@@ -113,10 +111,8 @@ def inspect_files(
         for path in paths:
             yield _inspect(path, wants_digest)
         return
-    # Fresh processes: a fork would copy the locks that threads of this one (of a progress bar) may hold.
-    context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=ends_with_this_process()) as pool:
+        with process_pool(workers) as pool:
             chunk = max(1, min(64, len(paths) // (4 * workers)))
             yield from pool.map(_inspect, paths, [wants_digest] * len(paths), chunksize=chunk)
     except BrokenProcessPool as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from covpool.data.image_folder import class_names, image_names
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import corrupt
 from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
-from covpool.runtime.processes import ends_with_this_process
+from covpool.runtime.processes import process_pool
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,7 @@ def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]
     if workers == 1:
         yield from map(_Write(plan), images)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=ends_with_this_process()) as pool:
+    with process_pool(workers) as pool:
         yield from pool.map(_Write(plan), images, chunksize=4)
 
 
