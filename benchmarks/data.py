@@ -1,6 +1,6 @@
 """The data pipeline against PyTorch's DataLoader with Pillow: images per second and core, on the same files.
 
-    python benchmarks/data.py --output docs/benchmarks          writes data.json and data.md there
+    python -m benchmarks.data --output docs/benchmarks          writes data.json and data.md there
 
 Training: decode, random resized crop, flip, normalise. Evaluation: decode, resize, centre crop, normalise. The peer
 does what torchvision does on Pillow images, without the detours: Pillow crops and resizes in one call (with smoothing;
@@ -27,8 +27,6 @@ from typing import Any, Callable
 
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.measure import CORES, Worker

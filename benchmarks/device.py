@@ -1,6 +1,6 @@
 """Training and evaluation on a GPU against PyTorch: whole networks, and poolings alone.
 
-    python benchmarks/device.py --peer_python /PATH/TO/python3 --output docs/benchmarks     writes device.md and .json
+    python -m benchmarks.device --peer_python /PATH/TO/python3 --output docs/benchmarks     writes device.md and .json
 
 Both runtimes live in processes of their own at the same time, PyTorch's with an interpreter of its own, since the two
 need different versions of CUDA. A round is a block of steps of every network in every runtime, one after the other,
@@ -18,10 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 
@@ -35,10 +32,16 @@ class Peer:
     """A process that answers commands."""
 
     def __init__(self, runtime: str, python: str, device: str, level: str, tuned: bool) -> None:
-        script = str(Path(__file__).with_name("device_worker.py"))
-        command = [python, script, f"--runtime={runtime}", f"--device_target={device}", *LEVELS[level]]
+        command = [
+            python,
+            "-m",
+            "benchmarks.device_worker",
+            f"--runtime={runtime}",
+            f"--device_target={device}",
+            *LEVELS[level],
+        ]
         self.process = subprocess.Popen(
-            command + ["--tuned"] * tuned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command + ["--tuned"] * tuned, cwd=measure.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, *command: Any) -> Any:

@@ -18,8 +18,6 @@ from typing import Any, Callable
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from benchmarks.network import LOSS_SCALE, SGD, SMOOTHING, batch_of, save_weights, training_model
 from benchmarks.pooling import data, gradient_step
 

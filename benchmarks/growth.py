@@ -1,6 +1,6 @@
 """How time and memory of a training step grow: with batch, resolution, d, classes and depth; fitted exponents, a plot.
 
-    python benchmarks/growth.py --output docs/benchmarks          writes growth.json, growth.md and growth.png there
+    python -m benchmarks.growth --output docs/benchmarks          writes growth.json, growth.md and growth.png there
 
 One setting grows at a time, the others stay as they are given (ResNet-18 + DropCov, d = 128, 1000 classes, 224 pixels,
 batch 8; the axis of classes has d = 256, whose classifier has 32 896 inputs). Every point is a process of its own that
@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.measure import Worker

@@ -1,6 +1,6 @@
 """Inference from exported files against PyTorch: the same network, weights and images, in interleaved runs.
 
-    python benchmarks/inference.py --output docs/benchmarks      writes inference.json and inference.md there
+    python -m benchmarks.inference --output docs/benchmarks      writes inference.json and inference.md there
 
 Every runtime lives in a process of its own, so that no thread of one spins while another is measured. In each round
 every runtime computes for about the same time; the rounds' medians are reported. All logits are compared first.
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.measure import CORES, Worker

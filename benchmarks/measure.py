@@ -171,7 +171,7 @@ def environment(packages: Sequence[str], **settings: Any) -> dict[str, Any]:
     _at_start[:] = [time.monotonic(), _busy_seconds(), _own_seconds()]
     return {
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {_processor()}",
         "cores": CORES,
         "load at start": round(os.getloadavg()[0], 2),
@@ -227,7 +227,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
     """A parser with what all benchmarks understand."""
-    parser = new_parser(description)
+    parser = new_parser(f"python -m benchmarks.{Path(sys.argv[0]).stem}", description)
     parser.add_argument("--output", type=Path, help="folder for a report in Markdown and one in JSON")
     return parser
 

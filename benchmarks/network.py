@@ -1,6 +1,6 @@
 """Training and evaluation of whole networks against PyTorch: speed, peak memory, share of the machine's peak.
 
-    python benchmarks/network.py --output docs/benchmarks          writes network.json and network.md there
+    python -m benchmarks.network --output docs/benchmarks          writes network.json and network.md there
 
 MindSpore runs the step that train.py runs: `Model` with the project's optimiser and loss in graph mode, with its own
 kernels and (where a C++ compiler is) with the project's compiled ones, `cpu_kernels` in the configuration. PyTorch runs
@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.measure import CORES, Worker
@@ -60,8 +58,8 @@ def training_model(
     from covpool.training.losses import LabelSmoothingCrossEntropy
     from covpool.training.mixed_precision import apply_amp_level
     from covpool.training.optimizers import build_optimizer
-    from covpool.training.precision import loss_scale_manager, optimizer_loss_scale
     from covpool.training.reduction import reduce_in_order
+    from covpool.training.step import loss_scale_manager, optimizer_loss_scale
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)
     apply_cpu_kernels(network, cpu_kernels)

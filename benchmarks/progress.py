@@ -1,6 +1,6 @@
 """What following a training costs the host: microseconds per step of progress bar, log lines and records.
 
-    python benchmarks/progress.py --output docs/benchmarks          writes progress.json and progress.md there
+    python -m benchmarks.progress --output docs/benchmarks          writes progress.json and progress.md there
 
 `Model.train` runs a network of one small layer from memory, so that a step is little more than its host code: without
 the project's callbacks, with lines, and with the bar, for several `log_interval`. The passes take turns. The cost of
@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 
@@ -57,8 +55,8 @@ class Passes:
 
     def run(self, way: str, interval: int) -> float:
         """Seconds per step."""
-        from covpool.training.interruption import StepBoundary
-        from covpool.training.progress import StepProgress
+        from covpool.checkpoints.state import Position
+        from covpool.training.progress import EpochProgress, Plan
         from covpool.training.run_folder import RunFolder
 
         callbacks: list[Any] = []
@@ -66,13 +64,12 @@ class Passes:
             if way != "none":
                 rates = np.full(self.steps, 1e-3)
                 folder = RunFolder(self.folder)
-                bar = way == "bar"
-                callbacks.append(StepProgress(0, 1, self.steps, rates, 1, interval, folder, bar))
-                callbacks.append(StepBoundary(0, lambda done: 0, 0, lambda done: None))
+                plan = Plan(1, self.steps, rates, 1, interval)
+                callbacks.append(EpochProgress(plan, Position(), folder, way == "bar"))
             start = time.perf_counter()
             self.model.train(1, self.data, callbacks=callbacks, dataset_sink_mode=False)
             seconds = time.perf_counter() - start
-            for callback in callbacks[:1]:
+            for callback in callbacks:
                 callback.close()
         return seconds / self.steps
 

@@ -1,6 +1,6 @@
 """Two ranks under mpirun against one rank with all cores: the same global batch, the share of communication.
 
-    python benchmarks/scaling.py --output docs/benchmarks          writes scaling.json and scaling.md there
+    python -m benchmarks.scaling --output docs/benchmarks          writes scaling.json and scaling.md there
 
 Three jobs take turns, a step each: one process that computes the whole batch with all cores; two ranks that compute
 half of it each and reduce their gradients, as `mpirun -n 2 python train.py` does; and two processes on the same halves
@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.measure import CORES, ROOT
@@ -130,14 +128,15 @@ class Job:
         self.folder, self.kind, self.number = folder, kind, 0
         self.ranks = 1 if kind == "one" else 2
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from benchmarks import scaling; "
+            "import sys; from pathlib import Path; from benchmarks import scaling; "
             f"scaling.job({os.getpid()}, Path({str(folder)!r}), {kind!r}, {batch}, {arguments.image_size}, "
             f"{arguments.network!r}, {arguments.pooling!r}, {arguments.cpu_kernels!r})"
         )
         launcher = [mpirun(), "-n", "2", *(["--allow-run-as-root"] if os.getuid() == 0 else [])]
         launcher += ["--oversubscribe"] if CORES < 2 else []
-        command = [*(launcher if self.ranks == 2 else []), sys.executable, "-c", code, str(ROOT)]
-        self.process = subprocess.Popen(command, cwd=folder)
+        command = [*(launcher if self.ranks == 2 else []), sys.executable, "-c", code]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment)
         self.ready = False
 
     def ask(self, order: str) -> float:

@@ -1,6 +1,6 @@
 """From the command to the first training step: train.py against PyTorch, first and second start, compile cache.
 
-    python benchmarks/startup.py --output docs/benchmarks          writes startup.json and startup.md there
+    python -m benchmarks.startup --output docs/benchmarks          writes startup.json and startup.md there
 
 A start is `python train.py` on JPEG files of 500 x 375 pixels, from the call to the record of the first step's loss:
 imports, listing, network, pipeline, compilation, step. The peer does the same in PyTorch: import, network, DataLoader,
@@ -21,8 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import measure
 from benchmarks.data import write_images

@@ -18,20 +18,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(tmp_path: Path, name: str, *options: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--output", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--output", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / f"{name}.md").read_text()
-    assert text in done.stdout and "mindspore 2." in text and f"benchmarks/{name}.py" in text
+    assert text in done.stdout and "mindspore 2." in text and f"python -m benchmarks.{name}" in text
     assert not [path for path in tmp_path.iterdir() if path.name.split(".")[0] != name], "nothing else is left"
     return json.loads((tmp_path / f"{name}.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["network", "data", "startup", "scaling", "growth", "progress", "inference", "device"])
 def test_help(name: str) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "--output" in done.stdout and f"benchmarks/{name}.py" in done.stdout
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0 and "--output" in done.stdout and f"benchmarks.{name}" in done.stdout
 
 
 @pytest.mark.slow
@@ -142,8 +142,8 @@ def test_exponents_and_chart_of_growth(tmp_path: Path) -> None:
         assert growth.exponents(axis, found) == pytest.approx((2.0, 1.5))
     about = {"date": "", "command": "", "machine": "", "cores": 2, "versions": {}}
     (tmp_path / "a.json").write_text(json.dumps({"about": about, "axes": axes}))
-    command = [sys.executable, str(ROOT / "benchmarks" / "growth.py"), "--from_json", str(tmp_path / "a.json")]
-    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "benchmarks.growth", "--from_json", str(tmp_path / "a.json")]
+    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "| 512 | 262144.0 (±5%) | 11585 |" in done.stdout and (tmp_path / "growth.png").stat().st_size > 10_000
 
@@ -160,8 +160,8 @@ def test_where_the_classifier_dominates() -> None:
 
 def test_growth_measures_a_point(tmp_path: Path) -> None:
     options = ("--axes", "batch", "--points", "1", "--image_size", "32", "--steps", "1", "--pooling", "gap")
-    command = [sys.executable, str(ROOT / "benchmarks" / "growth.py"), *options, "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "benchmarks.growth", *options, "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     (point,) = json.loads((tmp_path / "growth.json").read_text())["axes"]["batch"]
     assert point["batch"] == 1 and point["peak bytes"] > 11_689_512 * 8, "weights and their velocity at least"

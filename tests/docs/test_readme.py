@@ -57,7 +57,7 @@ def test_every_file_that_the_readme_names_is_there(root: Path) -> None:
             load_config(root / name)
 
 
-@pytest.mark.parametrize("script", ["run_standalone.sh", "run_distributed.sh", "run_eval.sh", "quickstart.sh"])
+@pytest.mark.parametrize("script", ["run_distributed.sh", "quickstart.sh", "setup.sh"])
 def test_shell_scripts_explain_themselves(root: Path, script: str) -> None:
     done = subprocess.run([root / "scripts" / script, "--help"], capture_output=True, text=True, timeout=20, check=True)
     assert f"Usage: scripts/{script}" in done.stdout

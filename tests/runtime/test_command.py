@@ -55,7 +55,7 @@ def test_output_that_nobody_takes(redirection: str) -> None:
 
 
 def test_the_parser_shows_the_text_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = new_parser("x", "first line\n\n      indented\n")
+    parser = new_parser("covpool x", "first line\n\n      indented\n")
     parser.add_argument("--output")
     assert parser.parse_args(["--output=x"]).output == "x"
     with pytest.raises(SystemExit) as raised:

@@ -35,7 +35,7 @@ def check_data(argv: Sequence[str]) -> int:
 
     Permissions are those of who runs this; root may read everything.
     """
-    parser = new_parser("check-data", check_data.__doc__)
+    parser = new_parser("covpool check-data", check_data.__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="root of the data set")
     parser.add_argument(
         "--dataset", default="image_folder", choices=(*FOLDERS, "mindrecord", "fashion_mnist", "cifar10")
@@ -149,7 +149,7 @@ def check_devices(argv: Sequence[str]) -> int:
 
     Exit code: 0 if the device asked for can be used (without --device_target: if any can), 1 if not.
     """
-    parser = new_parser("check-device", check_devices.__doc__)
+    parser = new_parser("covpool check-device", check_devices.__doc__)
     parser.add_argument("--device_target", choices=DEVICES, help="only this one")
     parser.add_argument("--json", action="store_true", help="one JSON object, by device")
     parser.add_argument("--libraries", action="store_true", help="also where each library is found")

@@ -21,7 +21,7 @@ from covpool.runtime.files import write_json
 
 def compare(argv: Sequence[str]) -> int:
     """Compare run folders: covpool compare NAME=FOLDER ... [--plot FILE.png] [--title TEXT]."""
-    parser = new_parser("compare", compare.__doc__)
+    parser = new_parser("covpool compare", compare.__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="a run folder and what to call it")
     parser.add_argument("--plot", type=Path, help="PNG file for loss and accuracy over epochs")
     parser.add_argument("--title", default="", help="title of the plot")
@@ -43,7 +43,7 @@ def compare_robustness(argv: Sequence[str]) -> int:
     Prints a Markdown table with the mean error and the mean corruption error relative to the reference's mean (100 = as
     good).
     """
-    parser = new_parser("compare-robustness", compare_robustness.__doc__)
+    parser = new_parser("covpool compare-robustness", compare_robustness.__doc__)
     parser.add_argument("networks", nargs="+", metavar="NAME=FILES", help="name, and its results separated by commas")
     parser.add_argument("--reference", help="name whose errors are 100; the first by default")
     parser.add_argument("--plot", type=Path, help="PNG file for the errors by corruption")
@@ -117,7 +117,7 @@ def dropcov_rate(argv: Sequence[str]) -> int:
 
     Each RUN is the run folder of a training with DropCov, with the checkpoints of its epochs (keep_checkpoint_max).
     """
-    parser = new_parser("dropcov-rate", dropcov_rate.__doc__)
+    parser = new_parser("covpool dropcov-rate", dropcov_rate.__doc__)
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN[,RUN ...]", help="name, and its run folders")
     parser.add_argument("--plot", type=Path, help="PNG file")
     parser.add_argument("--output", type=Path, help="JSON file")

@@ -30,7 +30,7 @@ def pack_folder(argv: Sequence[str]) -> int:
     they are, so batches are the same as from the folder. Every image is checked on the way; a damaged one is named and
     ends the packing. OUT appears only when it is complete.
     """
-    parser = new_parser("pack", pack_folder.__doc__)
+    parser = new_parser("covpool pack", pack_folder.__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="image folder with train/ and, if any, val/")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--shards", type=int, help="files per split; default: one per GiB")
@@ -76,7 +76,7 @@ def corrupt(argv: Sequence[str]) -> int:
     CORRUPTION/SEVERITY/CLASS/FILE, which eval.py --robustness=imagenet_c evaluates. Files that are there already are
     left alone: a stopped run goes on with the same command. Nothing depends on the number of processes.
     """
-    parser = new_parser("corrupt", corrupt.__doc__)
+    parser = new_parser("covpool corrupt", corrupt.__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder with a folder per class")
     parser.add_argument("--output", type=Path, required=True, help="root of the tree")
     parser.add_argument("--corruptions", nargs="+", choices=CORRUPTIONS, default=list(CORRUPTIONS), metavar="NAME")

@@ -20,7 +20,7 @@ def convert(argv: Sequence[str]) -> int:
     The result is checked against the network of the configuration. Further options, --key=value, change keys of the
     configuration, as in train.py.
     """
-    parser = new_parser("convert", convert.__doc__)
+    parser = new_parser("covpool convert", convert.__doc__)
     parser.add_argument("--source", type=Path, required=True, help=".pth, .pth.tar, .safetensors, .pdparams or .ckpt")
     parser.add_argument("--output", type=Path, required=True, help="the new file")
     parser.add_argument("--config_path", help="configuration of the network; optional with --to=safetensors")
@@ -71,7 +71,7 @@ def _convert(arguments: argparse.Namespace, config: Optional[Config]) -> None:
 
 def predict_images(argv: Sequence[str]) -> int:
     """Predict image files from an exported file: covpool predict --file net.onnx --images DIR_OR_FILES."""
-    parser = new_parser("predict", predict_images.__doc__)
+    parser = new_parser("covpool predict", predict_images.__doc__)
     parser.add_argument("--file", type=Path, required=True, help="the exported file, .mindir or .onnx")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files, or folders to search")
     parser.add_argument("--top", type=int, default=5, help="classes to name for each image (default: 5)")

@@ -49,7 +49,7 @@ def fashion_mnist(argv: Sequence[str]) -> int:
     DIR then holds train/<class>/NNNNN.png and val/<class>/NNNNN.png (the number is the position in the original file),
     or with --raw the original files, for `dataset: fashion_mnist`. It appears only when it is complete.
     """
-    parser = new_parser("fashion-mnist", fashion_mnist.__doc__)
+    parser = new_parser("covpool fashion-mnist", fashion_mnist.__doc__)
     parser.add_argument("--source", required=True, help="a folder, `debian`, `url` or an http(s) address")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--raw", action="store_true", help="the four original files instead of an image folder")
@@ -214,7 +214,7 @@ def fashion_mnist_sample(argv: Sequence[str]) -> int:
     by the seed. The images are grayscale PNG files, compressed as far as PNG goes, named by their position in the
     original file.
     """
-    parser = new_parser("fashion-mnist-sample", fashion_mnist_sample.__doc__)
+    parser = new_parser("covpool fashion-mnist-sample", fashion_mnist_sample.__doc__)
     parser.add_argument("--source", type=Path, required=True, help="folder with the four original files")
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--train", type=int, default=200, help="training images per class (default: 200)")

@@ -14,7 +14,7 @@ def complexity(argv: Sequence[str]) -> int:
 
     covpool complexity --models resnet18 resnet50 --poolings gap dropcov fast_mpn
     """
-    parser = new_parser("complexity", complexity.__doc__)
+    parser = new_parser("covpool complexity", complexity.__doc__)
     parser.add_argument("--models", nargs="+", help="names of networks; all by default")
     parser.add_argument("--poolings", nargs="+", help="names of poolings; all by default")
     parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels")
@@ -37,7 +37,7 @@ def scaling(argv: Sequence[str]) -> int:
 
     covpool scaling --net_name=resnet18 --pooling=dropcov --reduction_dim=128 --devices 8 64 512
     """
-    parser = new_parser("scaling", scaling.__doc__)
+    parser = new_parser("covpool scaling", scaling.__doc__)
     parser.add_argument("--net_name", default="resnet18", help="network")
     parser.add_argument("--pooling", default="dropcov", help="pooling")
     parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")

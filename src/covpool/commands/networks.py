@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from covpool.config import Config
 from covpool.config.entry import open_session, run_entry_point
@@ -20,12 +21,12 @@ def train(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     """Evaluate a checkpoint on val/ or on a robustness set."""
     required = ("data_path", "checkpoint_file_path")
-    return run_entry_point(_evaluate, argv, str(evaluate.__doc__), required)
+    return run_entry_point(_evaluate, argv, str(evaluate.__doc__), required, config_optional=True)
 
 
 def export(argv: Sequence[str]) -> int:
     """Export a checkpoint for deployment and check the file."""
-    return run_entry_point(_export, argv, str(export.__doc__), ("checkpoint_file_path",))
+    return run_entry_point(_export, argv, str(export.__doc__), ("checkpoint_file_path",), config_optional=True)
 
 
 def _train(config: Config) -> None:
@@ -50,15 +51,16 @@ def _evaluate(config: Config) -> None:
         else:
             from covpool.evaluation.run import evaluate_checkpoint as compute
 
-        result = compute(local, world)
-        if world.is_main:
+        def show(result: dict[str, Any]) -> None:
             if result.get("limit"):
                 print(
                     f"{result['num_samples']} images, {result['images_per_s']:.1f} images/s: the {result['limit']} is "
                     f"the limit ({result['waited_share']:.0%} of the time spent waiting for images)"
                 )
             shown = {key: result[key] for key in _SHOWN if key in result}
-            print(f"result: {shown} ckpt={local.checkpoint_file_path}")
+            print(f"result: {shown} ckpt={local.checkpoint_file_path}", flush=True)
+
+        compute(local, world, show)
 
 
 def _export(config: Config) -> None:

@@ -84,7 +84,7 @@ def study(argv: Sequence[str]) -> int:
     that was stopped or killed goes on where it was when the same command is given again. At the end, and after every
     run, DIR holds results.md, results.csv, results.json, curves.png and final.png.
     """
-    parser = new_parser("study", study.__doc__)
+    parser = new_parser("covpool study", study.__doc__)
     parser.add_argument("--study", type=Path, required=True, help="study file")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the results")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each gets its share of the cores")
@@ -131,7 +131,7 @@ def landscape(argv: Sequence[str]) -> int:
     along the gradient at the stem's output (CVPR 2020). DIR gets POOLING-seed-N.json for each, and landscape.png with
     the mean over the seeds of the bands' edges; what has its file already is not trained again.
     """
-    parser = new_parser("landscape", landscape.__doc__)
+    parser = new_parser("covpool landscape", landscape.__doc__)
     parser.add_argument("--config_path", type=Path, required=True, help="configuration of the training")
     parser.add_argument("--output", type=Path, required=True, help="folder for JSON and picture")
     parser.add_argument("--poolings", nargs="+", default=["gap", "fast_mpn"], metavar="NAME")

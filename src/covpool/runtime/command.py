@@ -17,10 +17,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-def new_parser(name: str, text: Optional[str]) -> argparse.ArgumentParser:
-    """A parser for the subcommand ``name`` that shows ``text``, a docstring, and takes no abbreviated options."""
+def new_parser(program: str, text: Optional[str]) -> argparse.ArgumentParser:
+    """A parser for ``program`` that shows ``text``, a docstring, and takes no abbreviated options."""
     return argparse.ArgumentParser(
-        prog=f"covpool {name}",
+        prog=program,
         description=inspect.cleandoc(text or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
