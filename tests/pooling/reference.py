@@ -94,7 +94,7 @@ def bcnn(x: np.ndarray) -> np.ndarray:
 
 
 def sigme(x: np.ndarray, slope: float = 1.0) -> np.ndarray:
-    return 2 / (1 + np.exp(-slope * gcp(x))) - 1
+    return np.tanh(0.5 * slope * gcp(x))
 
 
 def layernorm(x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
@@ -112,7 +112,7 @@ def logm(x: np.ndarray, eps: float = 1e-3) -> np.ndarray:
 
 
 def ilogm(x: np.ndarray, eps: float = 1e-3) -> np.ndarray:
-    return triu(spectral(covariance(x), lambda lam: eps * np.log((cut(lam) + eps) / eps)))
+    return triu(spectral(covariance(x), lambda lam: eps * np.log1p(cut(lam) / eps)))
 
 
 def mpn(x: np.ndarray, alpha: float = 0.5) -> np.ndarray:
@@ -124,10 +124,10 @@ def ibcnn(x: np.ndarray) -> np.ndarray:
 
 
 def maxexp(x: np.ndarray, eta: int = 20, eps: float = 1e-6) -> np.ndarray:
+    """1 - (1 - a)^eta on the eigenvalues, in a form that keeps its digits near 0."""
     c = covariance(x)
-    return triu(
-        np.stack([np.eye(len(m)) - np.linalg.matrix_power(np.eye(len(m)) - m / (np.trace(m) + eps), eta) for m in c])
-    )
+    a = c / (np.trace(c, axis1=1, axis2=2) + eps)[:, None, None]
+    return triu(spectral(a, lambda lam: -np.expm1(eta * np.log1p(-np.minimum(lam, 1 - 1e-16)))))
 
 
 def apn_objective(lam: np.ndarray, alpha: np.ndarray, tau: float = 4.0, floor: float = 0.1) -> np.ndarray:

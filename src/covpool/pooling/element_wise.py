@@ -10,7 +10,9 @@ from mindspore import ops
 from covpool.pooling.base import Float32Cell, Pooling, check_float, repeat_columns, row_sums
 from covpool.pooling.covariance import CovarianceVector, vector_length
 
-_SMALLEST = 1e-37
+# Vectors up to this size count as zero: the derivative of their root times that of the norm leaves float32.
+_SMALLEST = 1e-30
+_SMALLEST_SQUARE = 1e-37
 
 
 class SignedRootL2(Float32Cell):
@@ -23,21 +25,22 @@ class SignedRootL2(Float32Cell):
     def construct(self, v: ms.Tensor) -> ms.Tensor:
         """Signed root, then unit length: the squared norm of the root is the sum of |v|."""
         size = ops.abs(v)
-        root = v / ops.sqrt(ops.maximum(size, _SMALLEST))  # `sign` is slow on CPU
-        return root * repeat_columns(1.0 / ops.sqrt(self.total(size)), v.shape[-1])
+        root = v / ops.sqrt(ops.maximum(size, _SMALLEST_SQUARE))  # `sign` is slow on CPU
+        return root * repeat_columns(ops.sqrt(self.inverse_sum(size)), v.shape[-1])
 
     def bprop(self, v: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """With y = ssqrt(v), n = ||y||, z = y / n: dy = (dz - z <z, dz>) / n and dv = dy / (2 |y|)."""
         k = v.shape[-1]
         dy = dout - out * repeat_columns(row_sums(out * dout), k)
         # 1 / |z| as |z| / z^2, which is 0 at 0.
-        slope = ops.abs(out) / ops.maximum(out * out, _SMALLEST)
-        return (dy * slope * repeat_columns(0.5 / self.total(ops.abs(v)), k),)
+        slope = ops.abs(out) / ops.maximum(out * out, _SMALLEST_SQUARE)
+        return (dy * slope * repeat_columns(0.5 * self.inverse_sum(ops.abs(v)), k),)
 
-    def total(self, size: ms.Tensor) -> ms.Tensor:
-        """Sums of rows, `(N, K) -> (N, 1)`, 1 in place of 0."""
+    def inverse_sum(self, size: ms.Tensor) -> ms.Tensor:
+        """1 / sum of each row, `(N, K) -> (N, 1)`; 0 for a vector that counts as zero."""
         total = row_sums(size)
-        return ops.masked_fill(total, total == 0, 1.0)
+        zero = total <= _SMALLEST
+        return ops.masked_fill(1.0 / ops.masked_fill(total, zero, 1.0), zero, 0.0)
 
 
 class Affine(Float32Cell):
@@ -102,6 +105,28 @@ class BCNNLT(BCNN):
         return self.affine(self.normalise(self.vector(x)))
 
 
+class HalfTanh(Float32Cell):
+    """tanh(slope v / 2) = 2 / (1 + exp(-slope v)) - 1, `(N, K) -> (N, K)`, without the cancellation near 0.
+
+    As 2 t / (1 + t^2) with t = tanh(slope v / 4): MindSpore's `tanh` errs by 1e-4 beyond 1 on CPU, which this
+    squares, and its gradient is slow there.
+
+    Args:
+        slope: Above 0.
+    """
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def construct(self, v: ms.Tensor) -> ms.Tensor:
+        t = ops.tanh((0.25 * self.slope) * v)
+        return 2.0 * t / (1.0 + t * t)
+
+    def bprop(self, v: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
+        return (dout * ((0.5 * self.slope) * (1.0 - out * out)),)
+
+
 class SigmE(Pooling):
     """SigmE: 2 / (1 + exp(-slope V(C))) - 1, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
@@ -120,12 +145,12 @@ class SigmE(Pooling):
 
     def __init__(self, channels: int, slope: float = 1.0) -> None:
         super().__init__(channels, vector_length(channels))
-        self.slope = check_float("slope", slope, 0.0, low_open=True)
+        self.squash = HalfTanh(check_float("slope", slope, 0.0, low_open=True))
         self.vector = CovarianceVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Covariance vector, squashed."""
-        return 2.0 * ops.sigmoid(self.slope * self.vector(x)) - 1.0
+        return self.squash(self.vector(x))
 
 
 class LayerNormPooling(Pooling):

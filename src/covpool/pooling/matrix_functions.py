@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Optional
 
 import mindspore as ms
+from mindspore import ops
 
 from covpool.pooling.adaptive_power import AdaptiveExponent
-from covpool.pooling.base import Pooling, check_choice, check_float
+from covpool.pooling.base import Pooling, check_choice, check_float, repeat_columns
 from covpool.pooling.covariance import SymmetricVector, centred, vector_length
 from covpool.pooling.element_wise import Affine, SignedRootL2
 from covpool.pooling.spectral import CovarianceEigen, Power, ScaledLog, ShiftedLog, SpectralFunction
@@ -165,7 +166,8 @@ class APN(SpectralPooling):
 class IBCNN(SpectralPooling):
     """IB-CNN: l2(ssqrt(V(C^(1/2)))), `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    The matrix root by eigen-decomposition; ssqrt and l2 as in B-CNN.
+    The matrix root by eigen-decomposition; ssqrt and l2 as in B-CNN. The result does not depend on the scale of C, so
+    the largest eigenvalue is made 1 first: the gradients of tiny covariances would leave float32.
 
     Cost: that of MPN-COV plus O(d^2). Published top-1 of ResNet-18 on ImageNet: diverges (d=64), 36.1 (d=256).
     Source: Lin and Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017.
@@ -185,6 +187,15 @@ class IBCNN(SpectralPooling):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Vector of the root, signed root, unit length."""
         return self.normalise(self.normalised(x))
+
+    def normalised(self, x: ms.Tensor) -> ms.Tensor:
+        """V(f(C / largest eigenvalue))."""
+        lam, u = self.eigen(x)
+        a, _ = centred(x)
+        largest = lam.max(-1, keepdims=True)
+        inverse = 1.0 / ops.masked_fill(largest, largest == 0, 1.0)
+        scale = repeat_columns(ops.sqrt(inverse), a.shape[1] * a.shape[2]).reshape(a.shape)
+        return self.vector(self.function(a * scale, lam * inverse, u, self.parameter))
 
 
 class IBCNNLT(IBCNN):

@@ -6,9 +6,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from covpool.pooling.base import Pooling, check_float, check_int, repeat_columns
+from covpool.pooling.base import Pooling, check_float, check_int
 from covpool.pooling.covariance import Centre, Gram, SymmetricVector, vector_length
-from covpool.pooling.newton_schulz import Trace, repeat_identity
+from covpool.pooling.newton_schulz import Divided, Trace, repeat_identity
 
 
 class MaxExp(Pooling):
@@ -39,6 +39,7 @@ class MaxExp(Pooling):
         self.centre = Centre()
         self.gram = Gram()
         self.trace = Trace(channels)
+        self.divided = Divided(-1.0)
         self.vector = SymmetricVector(channels)
         self.product = ops.BatchMatMul()
         self.identity = ms.Tensor(np.eye(channels, dtype=np.float32).reshape(1, -1))
@@ -48,9 +49,9 @@ class MaxExp(Pooling):
         d = self.channels
         a, _ = self.centre(x)
         c = self.gram(a)
-        trace, _ = self.trace(c)
+        trace = self.trace(c) + self.eps * a.shape[-1]
         identity = repeat_identity(trace, self.identity, d)
-        base = c * repeat_columns(-1.0 / (trace + self.eps * a.shape[-1]), d * d).reshape(-1, d, d)
+        base = self.divided(c, trace)
         next_factor = base + identity
         e = base
         for bit in self.bits:

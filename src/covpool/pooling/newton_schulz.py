@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from covpool.pooling.base import Float32Cell, repeat_columns
+from covpool.pooling.base import Float32Cell, repeat_columns, row_sums
 
 # Traces below this count as a zero covariance: the root is zero and so is its gradient. Its square root times its
 # inverse stays far inside float32.
@@ -16,23 +16,38 @@ SMALLEST_TRACE = 1e-30
 
 
 class Trace(Float32Cell):
-    """Traces, and whether they are too small to divide by, `(N, d, d) -> (N, 1), (N, 1)`; those come back as 1.
+    """Traces, `(N, d, d) -> (N, 1)`.
 
     Args:
         channels: d.
-        smallest: Traces up to this are too small.
     """
 
-    def __init__(self, channels: int, smallest: float = SMALLEST_TRACE) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.smallest = smallest
         self.diagonal = ms.Tensor(np.eye(channels, dtype=np.float32).reshape(-1, 1))
 
-    def construct(self, c: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
-        """As a product: faster than a sum of diagonal entries, and so is its gradient."""
-        trace = ops.matmul(c.reshape(-1, self.diagonal.shape[0]), self.diagonal)
-        zero = trace <= self.smallest
-        return ops.masked_fill(trace, zero, 1.0), zero
+    def construct(self, c: ms.Tensor) -> ms.Tensor:
+        # A product is faster than a sum of diagonal entries, and so is its gradient.
+        return ops.matmul(c.reshape(-1, self.diagonal.shape[0]), self.diagonal)
+
+
+class Divided(Float32Cell):
+    """factor * C / t for one number t a sample, `(N, d, d), (N, 1) -> (N, d, d)`.
+
+    The gradient of t is -<out, G> / t. The 1 / t^2 of automatic differentiation leaves float32 below t = 5e-20.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def construct(self, c: ms.Tensor, t: ms.Tensor) -> ms.Tensor:
+        return c * repeat_columns(self.factor / t, c.shape[1] * c.shape[2]).reshape(c.shape)
+
+    def bprop(self, c: ms.Tensor, t: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
+        entries = c.shape[1] * c.shape[2]
+        dc = dout * repeat_columns(self.factor / t, entries).reshape(c.shape)
+        return dc, -row_sums((out * dout).reshape(-1, entries)) / t
 
 
 def repeat_identity(trace: ms.Tensor, identity: ms.Tensor, channels: int) -> ms.Tensor:
@@ -71,15 +86,18 @@ class NewtonSchulz(Float32Cell):
         self.channels = channels
         self.iterations = iterations
         self.trace = Trace(channels)
+        self.divided = Divided(-0.5)
         self.product = ops.BatchMatMul()
         self.identity = ms.Tensor(1.5 * np.eye(channels, dtype=np.float32).reshape(1, -1))
 
     def construct(self, c: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
         """Matrix and factor, whose product is the root of each matrix of a batch."""
         d = self.channels
-        trace, zero = self.trace(c)
+        trace = self.trace(c)
+        zero = trace <= SMALLEST_TRACE
+        trace = ops.masked_fill(trace, zero, 1.0)
         identity = repeat_identity(trace, self.identity, d)
-        y = c * repeat_columns(-0.5 / trace, d * d).reshape(-1, d, d)
+        y = self.divided(c, trace)
         t = identity + y
         y = self.product(y, t)
         if self.iterations > 1:

@@ -20,6 +20,9 @@ DEVICE_CHOICE = {"CPU": ("eigh", ms.float64), "GPU": ("svd", ms.float64), "Ascen
 # Eigenvalues below this part of the largest one are rounding errors and count as zero.
 NULL = {ms.float64: 1e-10, ms.float32: 1e-6}
 
+# Eigenvalues below this count as zero, too: differences between them would leave float32.
+SMALLEST = 1e-35
+
 # Eigenvalues closer than this, relative to their size, use the derivative in place of the difference quotient. Both
 # then err by about 1e-5: the quotient by cancellation in float32, the mean of two derivatives by curvature.
 NEAR = 1e-2
@@ -59,7 +62,7 @@ class CovarianceEigen(Float32Cell):
             # Of its results not even the rank is known where the batch is not, and files with such graphs do not load.
             d = x.shape[1]
             lam, u = lam.reshape(-1, d), u.reshape(-1, d, d)
-        lam = lam * (lam > self.null * lam.max(-1, keepdims=True)).astype(self.precision)
+        lam = lam * (lam > ops.maximum(self.null * lam.max(-1, keepdims=True), SMALLEST)).astype(self.precision)
         return lam.astype(ms.float32), u.astype(ms.float32)
 
     def bprop(self, x: ms.Tensor, out: Tuple[ms.Tensor, ms.Tensor], dout: Tuple[ms.Tensor, ms.Tensor]) -> Tuple:
@@ -164,7 +167,11 @@ class ScaledLog(ShiftedLog):
 
     def function(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
         """Function p log(1 + lambda / p)."""
-        return p * ops.log(1.0 + lam / p)
+        # MindSpore's `log1p` is log(1 + r) on CPU: 0 for small r. The rounding of 1 + r is the same in both factors.
+        ratio = lam / p
+        step = (1.0 + ratio) - 1.0
+        small = step == 0
+        return p * ratio * ops.masked_fill(ops.log(1.0 + ratio) / ops.masked_fill(step, small, 1.0), small, 1.0)
 
     def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
         """Slope p / (lambda + p)."""
