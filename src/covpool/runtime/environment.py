@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,19 @@ logger = logging.getLogger(__name__)
 # From 2.9 on the CPU k x k convolution falls to oneDNN's reference kernel on AVX-512 machines, 100-360 times slower.
 _FIRST_SLOW_ON_AVX512 = (2, 9)
 _SUPPORTED = ((2, 7), (2, 8))
+
+# Values with which MindSpore works, and what is set where there is none. With others its import fails or aborts, or it
+# logs thousands of lines. Its generated code needs protobuf's Python implementation, and asks for it too late where
+# another package loaded protobuf before. Its warnings on a healthy run number in the dozens and hide ours.
+_USABLE = {
+    "GLOG_v": (r"[0-4]", "3"),
+    "GLOG_stderrthreshold": (r"[0-4]", None),
+    "GLOG_logtostderr": (r"[01]", None),
+    "logger_maxBytes": (r"\d+", None),
+    "logger_backupCount": (r"\d+", None),
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": (r"python", "python"),
+    "OMP_NUM_THREADS": (r"[1-9]\d*(,[1-9]\d*)*", None),
+}
 
 
 def mindspore_version() -> str:
@@ -28,12 +42,9 @@ def prepare_environment(device_target: str = "CPU") -> None:
 
     For a GPU its CUDA libraries are found and loaded, see ``cuda.py``.
 
-    A variable that the user has set is left alone. MindSpore's own log is kept to errors: its warnings on a healthy
-    run number in the dozens and hide ours.
+    What the user has set is left alone where MindSpore can use it, and set right with a line in the log where not.
     """
-    os.environ.setdefault("GLOG_v", "3")
-    # MindSpore's generated code needs it, and asks for it too late where another package loaded protobuf before.
-    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    _set_right()
     if device_target == "GPU":
         from covpool.runtime.cuda import activate_gpu
 
@@ -49,6 +60,21 @@ def prepare_environment(device_target: str = "CPU") -> None:
         )
     elif release not in _SUPPORTED:
         logger.warning("MindSpore %s is not among the supported versions 2.7 and 2.8", version)
+
+
+def _set_right() -> None:
+    for name, (usable, default) in _USABLE.items():
+        given = os.environ.pop(name, "")
+        value = given if re.fullmatch(usable, given) else default
+        if value is not None:
+            os.environ[name] = value
+        if given and given != value:
+            what = f"{value} set" if value else "unset"
+            logger.warning("%s=%s cannot be used by MindSpore: %s", name, given, what)
+    name, folder = "GLOG_logtostderr", "GLOG_log_dir"
+    if os.environ.get(name) == "0" and not os.environ.get(folder):
+        del os.environ[name]
+        logger.warning("%s=0 needs %s, which is not set: unset", name, folder)
 
 
 def available_cores() -> int:
