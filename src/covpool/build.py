@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from mindspore import nn
 
 from covpool.checkpoints.format import Checkpoint
 from covpool.config import Config
-from covpool.data import Source, create_dataset, epoch_order, open_source, usable
-from covpool.errors import UserError
+from covpool.config.schema import options
+from covpool.data import Augmentation, ImageTransform, Source, create_dataset, epoch_order, open_source, usable
+from covpool.errors import ConfigError, UserError
 from covpool.models import create_model
 from covpool.pooling.counter_random import CounterUniform
 from covpool.runtime.distributed import World
@@ -20,6 +23,8 @@ from covpool.runtime.environment import available_cores
 
 logger = logging.getLogger(__name__)
 
+# The keys of the image transform, as in ``ImageTransform``: side, crop ratio, interpolation, mean, std.
+TRANSFORM = ("eval_image_size", "eval_crop_ratio", "interpolation", "mean", "std")
 _MEANINGLESS_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
 
 
@@ -49,7 +54,111 @@ def architecture(config: Config) -> dict[str, Any]:
         "in_channels": config.in_channels,
         "stem": config.stem,
         "base_width": config.base_width,
+        "pooling_args": dict(config.pooling_args),
     }
+
+
+def image_transform(config: Config, source: Source | None = None) -> ImageTransform:
+    """How images become the network's input in evaluation.
+
+    Without ``mean`` and ``std`` they are those of the data set, without a data set ImageNet's.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    return ImageTransform.for_source(
+        source,
+        config.eval_image_size,
+        config.mean,
+        config.std,
+        config.in_channels,
+        crop_ratio=config.eval_crop_ratio,
+        interpolation=config.interpolation,
+    )
+
+
+def description(config: Config, source: Source) -> dict[str, Any]:
+    """What a checkpoint says of its network and of the images it was trained on."""
+    transform = image_transform(config, source).to_dict()
+    return {
+        "architecture": architecture(config),
+        "class_names": list(source.class_names),
+        "transform": transform,
+        "mean": transform["mean"],  # beside the transform for versions that do not know it
+        "std": transform["std"],
+    }
+
+
+def with_checkpoint(config: Config, checkpoint: Checkpoint, world: World | None = None) -> Config:
+    """The configuration, completed by what a checkpoint says of its network and its images.
+
+    What a file or the command line gave stays: of the images a contradiction is named in the log, of the network it
+    is an error.
+
+    Raises:
+        UserError: The network is another one than the configuration gives, or neither says which it is.
+    """
+    saved = _mapping(checkpoint, "architecture")
+    if not saved and not any(map(config.says, architecture(config))):
+        raise UserError(f"{checkpoint.path} does not say which network it holds: give --config_path=FILE", exit_code=2)
+    config, differing = _completed(config, checkpoint, saved)
+    if differing:
+        raise UserError(f"{checkpoint.path} does not fit the configuration: {differing}")
+    return with_transform(resolve_class_num(config, checkpoint), checkpoint, world)
+
+
+def with_transform(
+    config: Config, checkpoint: Checkpoint, world: World | None = None, keys: Sequence[str] = TRANSFORM
+) -> Config:
+    """The configuration with the image transform of a checkpoint, where no file and no command line gave another.
+
+    Args:
+        config: The configuration.
+        checkpoint: The checkpoint; an old one knows mean and standard deviation alone.
+        world: The ranks; rank 0 names contradictions in the log.
+        keys: What to take over.
+
+    Raises:
+        UserError: What the checkpoint says is no transform.
+    """
+    values = {key: checkpoint.about[key] for key in ("mean", "std") if checkpoint.about.get(key)}
+    if _mapping(checkpoint, "transform"):
+        try:
+            transform = ImageTransform.from_dict(checkpoint.about["transform"])
+        except UserError as error:
+            raise UserError(f"{checkpoint.path}: damaged, {error}") from error
+        found = (transform.height, transform.crop_ratio, transform.interpolation, transform.mean, transform.std)
+        values = dict(zip(TRANSFORM, found))
+    config, differing = _completed(config, checkpoint, {key: values[key] for key in keys if key in values})
+    if differing and (world is None or world.is_main):
+        logger.warning("%s: %s: the configuration holds", checkpoint.path, differing)
+    return config
+
+
+def _completed(config: Config, checkpoint: Checkpoint, values: Mapping[str, Any]) -> tuple[Config, str]:
+    """The configuration with a checkpoint's values for what nobody gave, and what else differs, in words."""
+    taken, differing = {}, []
+    for key in [key for key in values if key in options()]:
+        mine, theirs = _plain(getattr(config, key)), _plain(values[key])
+        if mine in (None, "auto") or not config.says(key):
+            taken[key] = theirs
+        elif mine != theirs:
+            differing.append(f"{key} is {theirs!r} in the checkpoint and {mine!r} in the configuration")
+    try:
+        return config.replace(**taken), "; ".join(differing)
+    except ConfigError as error:
+        raise UserError(f"{checkpoint.path} does not fit: {error}") from error
+
+
+def _mapping(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    found = checkpoint.about.get(name) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{checkpoint.path}: damaged, its {name} is no mapping")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def build_model(config: Config, world: World | None = None) -> nn.Cell:
@@ -152,24 +261,19 @@ def build_dataset(
     config: Config, source: Source, training: bool, world: World, epoch: int = 0, first_step: int = 0
 ) -> Any:
     """An epoch of training batches from ``first_step``, or the evaluation batches of this rank (None for no image)."""
+    transform, augmentation = image_transform(config, source), None
+    if training:
+        transform = replace(transform, height=config.train_image_size, width=config.train_image_size)
+        augmentation = Augmentation(config.augmentation, config.crop_scale, config.crop_ratio, config.flip_probability)
     return create_dataset(
         source,
-        training=training,
-        image_size=config.train_image_size if training else config.eval_image_size,
-        batch_size=config.batch_size,
-        augmentation=config.augmentation,
-        eval_crop_ratio=config.eval_crop_ratio,
-        crop_scale=config.crop_scale,
-        crop_ratio=config.crop_ratio,
-        flip_probability=config.flip_probability,
-        interpolation=config.interpolation,
-        mean=config.mean,
-        std=config.std,
+        transform,
+        config.batch_size,
+        augmentation,
         seed=config.seed,
         epoch=epoch,
         first_step=first_step,
         rank=world.rank,
         world_size=world.size,
         num_workers=_workers(config, world),
-        channels=config.in_channels,
     )

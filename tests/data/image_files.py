@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from covpool.data import Augmentation, ImageTransform, create_dataset
 from covpool.data.decoding import decode_image
 
 PIXELS = np.asarray(
@@ -53,3 +54,15 @@ def png_of_sixteen_bits(values: np.ndarray) -> bytes:
 def decoded(data: bytes) -> np.ndarray:
     """What the project reads from a file called x.png."""
     return decode_image(np.frombuffer(data, np.uint8), lambda: "x.png")
+
+
+def dataset(source: Any, training: bool, image_size: int, **options: Any) -> Any:
+    """Batches of a source: the fields of transform and augmentation, and the arguments of ``create_dataset``."""
+    statistics = {key: options.pop(key) for key in ("mean", "std", "channels") if key in options}
+    geometry = {key: options.pop(key) for key in ("interpolation",) if key in options}
+    if "eval_crop_ratio" in options:
+        geometry["crop_ratio"] = options.pop("eval_crop_ratio")
+    varied = {key: options.pop(key) for key in ("crop_scale", "crop_ratio", "flip_probability") if key in options}
+    augmentation = Augmentation(options.pop("augmentation", "imagenet"), **varied)
+    transform = ImageTransform.for_source(source, image_size, **statistics, **geometry)
+    return create_dataset(source, transform, augmentation=augmentation if training else None, **options)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from covpool.data import create_dataset, open_source, pipeline_error
 from covpool.data import decoding as decoding_module
+from covpool.data import open_source, pipeline_error
 from covpool.data.decoding import printable
 from covpool.errors import UserError
-from tests.data.image_files import PIXELS, animated, decoded, encoded, png_of_sixteen_bits
+from tests.data.image_files import PIXELS, animated, dataset, decoded, encoded, png_of_sixteen_bits
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
@@ -47,7 +47,7 @@ def test_odd_names_are_read_and_named_on_one_line(tmp_path: Path, batches: Calla
     (folder / os.fsdecode(b"\xff\xfe.png")).write_bytes(encoded("PNG"))
     source = open_source("image_folder", tmp_path, "train")
     assert source.num_samples == len(ODD_NAMES) + 1
-    read = batches(create_dataset(source, training=False, image_size=8, batch_size=4))
+    read = batches(dataset(source, training=False, image_size=8, batch_size=4))
     assert sum(len(batch["label"]) for batch in read) == source.num_samples
     for index in range(source.num_samples):
         described = source.describe(index)
@@ -55,7 +55,7 @@ def test_odd_names_are_read_and_named_on_one_line(tmp_path: Path, batches: Calla
         source.path(index).write_bytes(b"damage")
         one = source.subset([index])
         with pytest.raises(RuntimeError) as raised:
-            batches(create_dataset(one, training=False, image_size=8, batch_size=1))
+            batches(dataset(one, training=False, image_size=8, batch_size=1))
         assert str(pipeline_error(raised.value)) == f"damaged image {described}: the file is no image"
 
 
@@ -137,10 +137,10 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 TRAIN = """
 import sys
-from covpool.data import create_dataset, open_source, pipeline_errors
+from covpool.data import Augmentation, ImageTransform, create_dataset, open_source, pipeline_errors
 from covpool.errors import UserError
 source = open_source("image_folder", sys.argv[1], "train")
-dataset = create_dataset(source, training=True, image_size=16, batch_size=4)
+dataset = create_dataset(source, ImageTransform.for_source(source, 16), 4, Augmentation())
 try:
     with pipeline_errors():
         for _ in dataset.create_dict_iterator(num_epochs=1):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covpool.data import create_dataset, open_source, pipeline_error
+from covpool.data import open_source, pipeline_error
 from covpool.errors import UserError
+from tests.data.image_files import dataset
 
 PHOTO = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30))
@@ -18,7 +19,7 @@ PHOTO = np.asarray(
 
 def evaluate(path: Path, batches: Callable, split: str = "val", **options: int) -> list:
     source = open_source("image_folder", path, split)
-    return batches(create_dataset(source, training=False, image_size=4, batch_size=2, num_workers=1, **options))
+    return batches(dataset(source, training=False, image_size=4, batch_size=2, num_workers=1, **options))
 
 
 def test_class_indices_follow_train_for_both_splits(tmp_path: Path, write_image: Callable, batches: Callable) -> None:
@@ -127,10 +128,10 @@ def test_colour_modes_become_rgb(tmp_path: Path, batches: Callable, mode: str, k
         assert saved.mode == mode
         expected = np.asarray(saved.convert("RGB"))
     source = open_source("image_folder", tmp_path, "train")
-    dataset = create_dataset(
+    made = dataset(
         source, training=False, image_size=30, eval_crop_ratio=1, batch_size=1, mean=(0, 0, 0), std=(1, 1, 1)
     )
-    (batch,) = batches(dataset)
+    (batch,) = batches(made)
     # Pillow and OpenCV bring the same libjpeg algorithms; one level for another build's rounding.
     np.testing.assert_allclose(batch["image"][0].transpose(1, 2, 0) * 255, expected[:, 5:35], atol=1.001)
 
@@ -138,9 +139,7 @@ def test_colour_modes_become_rgb(tmp_path: Path, batches: Callable, mode: str, k
 def test_sixteen_bit_gray_is_scaled(tmp_path: Path, write_image: Callable, batches: Callable) -> None:
     write_image("train/a/1.png", np.full((8, 8), 128 * 257, np.uint16))
     source = open_source("image_folder", tmp_path, "train")
-    (batch,) = batches(
-        create_dataset(source, training=False, image_size=8, batch_size=1, mean=(0, 0, 0), std=(1, 1, 1))
-    )
+    (batch,) = batches(dataset(source, training=False, image_size=8, batch_size=1, mean=(0, 0, 0), std=(1, 1, 1)))
     np.testing.assert_allclose(batch["image"], 128 / 255, atol=1e-6)
 
 
@@ -169,9 +168,9 @@ def test_a_damaged_file_is_named_in_one_line(
     bad = write_image(f"train/a/2.{kind}", np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
     source = open_source("image_folder", tmp_path, "train")
     damage(bad, how)
-    dataset = create_dataset(source, training=False, image_size=4, batch_size=2)
+    made = dataset(source, training=False, image_size=4, batch_size=2)
     with pytest.raises(RuntimeError) as raised:
-        batches(dataset)
+        batches(made)
     error = pipeline_error(raised.value)
     assert isinstance(error, UserError)
     with pytest.raises(UserError, match=message):

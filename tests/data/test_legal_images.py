@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covpool.data import create_dataset, open_source
+from covpool.data import open_source
 from covpool.data.decoding import EXTENSIONS
-from tests.data.image_files import animated, decoded, encoded, png_of_sixteen_bits
+from tests.data.image_files import animated, dataset, decoded, encoded, png_of_sixteen_bits
 
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}
 
@@ -65,9 +65,9 @@ def test_legal_images_reach_the_network(case: str, tmp_path: Path, batches: Call
     (tmp_path / "train" / "a" / name).write_bytes(LEGAL[case])
     source = open_source("image_folder", tmp_path, "train")
     options = {"image_size": 30, "eval_crop_ratio": 1, "batch_size": 1, **PLAIN}
-    (batch,) = batches(create_dataset(source, training=False, **options))
+    (batch,) = batches(dataset(source, training=False, **options))
     np.testing.assert_allclose(batch["image"][0].transpose(1, 2, 0), by_pillow(LEGAL[case])[:, 5:35], atol=1e-3)
-    (batch,) = batches(create_dataset(source, training=True, augmentation="imagenet", **options))
+    (batch,) = batches(dataset(source, training=True, augmentation="imagenet", **options))
     assert np.isfinite(batch["image"]).all() and batch["image"].std() > 5
 
 
@@ -108,10 +108,10 @@ def test_tiny_and_extremely_long_images(
     write_image("train/a/1.png", pixels)
     source = open_source("image_folder", tmp_path, "train")
     options = {"image_size": 64, "batch_size": 1, "augmentation": augmentation, "flip_probability": 0, **PLAIN}
-    (batch,) = batches(create_dataset(source, training=False, **options))
+    (batch,) = batches(dataset(source, training=False, **options))
     assert batch["image"].shape == (1, 3, 64, 64)
     np.testing.assert_allclose(batch["image"], 90, atol=1e-3)
-    (batch,) = batches(create_dataset(source, training=True, **options))
+    (batch,) = batches(dataset(source, training=True, **options))
     assert batch["image"].shape == (1, 3, 64, 64)
     assert set(np.unique(batch["image"].round())) <= {0, 90}  # shifted: black where nothing is left
 
@@ -123,7 +123,7 @@ def test_long_image_is_centred(tmp_path: Path, write_image: Callable, batches: C
         row = np.clip(200 - 2 * ramp, 0, 255).astype(np.uint8)
         write_image(f"train/a/{name}.png", np.repeat(np.tile(row, (20, 1))[:, :, None], 3, 2))
     source = open_source("image_folder", tmp_path, "train")
-    (batch,) = batches(create_dataset(source, training=False, image_size=20, batch_size=2, eval_crop_ratio=1, **PLAIN))
+    (batch,) = batches(dataset(source, training=False, image_size=20, batch_size=2, eval_crop_ratio=1, **PLAIN))
     for image in batch["image"][:, 0]:
         np.testing.assert_allclose(image, image[:, ::-1], atol=2.01)  # a margin that is odd lies one pixel left
         assert image.max() >= 199

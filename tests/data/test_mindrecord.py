@@ -11,10 +11,11 @@ import pytest
 from covpool import cli
 from covpool.commands.data_sets import pack
 from covpool.config import Config
-from covpool.data import create_dataset, mindrecord, open_source
+from covpool.data import mindrecord, open_source
 from covpool.data.image_folder import open_image_folder
 from covpool.data.mindrecord import open_mindrecord, pack_image_folder
 from covpool.errors import UserError
+from tests.data.image_files import dataset
 
 COUNTS = {"train": {"a": 9, "it's b": 7, "ü": 8}, "val": {"a": 3, "ü": 4}}
 
@@ -68,8 +69,8 @@ def test_training_batches_are_those_of_the_folder(
 ) -> None:
     arguments = {"training": True, "image_size": 8, "batch_size": 4, "augmentation": augmentation}
     arguments |= {"seed": 5, "epoch": 2, "rank": rank, "world_size": world_size}
-    ours = create_dataset(open_source("mindrecord", packed, "train"), num_workers=2, **arguments)
-    theirs = create_dataset(open_source("image_folder", folder, "train"), num_workers=1, **arguments)
+    ours = dataset(open_source("mindrecord", packed, "train"), num_workers=2, **arguments)
+    theirs = dataset(open_source("image_folder", folder, "train"), num_workers=1, **arguments)
     assert same_batches(ours, theirs, batches) == 24 // (4 * world_size) * 4
 
 
@@ -77,8 +78,8 @@ def test_evaluation_counts_every_image_once(folder: Path, packed: Path, batches:
     total = 0
     for rank in range(2):
         arguments = {"training": False, "image_size": 8, "batch_size": 3, "rank": rank, "world_size": 2}
-        ours = create_dataset(open_source("mindrecord", packed, "val"), **arguments)
-        theirs = create_dataset(open_source("image_folder", folder, "val"), **arguments)
+        ours = dataset(open_source("mindrecord", packed, "val"), **arguments)
+        theirs = dataset(open_source("image_folder", folder, "val"), **arguments)
         total += same_batches(ours, theirs, batches)
     assert total == 7
 

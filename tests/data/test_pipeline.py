@@ -8,21 +8,21 @@ import pytest
 from PIL import Image
 
 from covpool.data import (
-    create_dataset,
     epoch_order,
     evaluation_indices,
     open_source,
     steps_per_epoch,
     training_positions,
 )
-from covpool.data.transforms import augmentation_draws, random_crop_box
+from covpool.data.augmentation import augmentation_draws, random_crop_box
 from covpool.errors import UserError
+from tests.data.image_files import dataset
 
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # pixel values 0 to 255 come out
 
 
 def make(source: Any, **options: Any) -> Any:
-    return create_dataset(source, **{"training": True, "image_size": 8, "batch_size": 4, "num_workers": 1, **options})
+    return dataset(source, **{"training": True, "image_size": 8, "batch_size": 4, "num_workers": 1, **options})
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_size_is_known_without_a_pass(numbered: Callable) -> None:
     [
         ({"batch_size": 6, "world_size": 2}, "10 images are fewer than 6 per rank x 2 rank.s. = 12"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-        ({"image_size": 2.5}, "image_size must be a whole number"),
+        ({"image_size": 2.5}, "height must be a whole number"),
         ({"rank": 1}, "rank must lie in 0 to 0, got 1"),
         ({"rank": -1}, "rank must be a whole number of at least 0"),
         ({"seed": -1}, "seed must be"),
@@ -227,7 +227,7 @@ def test_size_is_known_without_a_pass(numbered: Callable) -> None:
         ({"channels": 2}, "channels must be 1 or 3"),
         ({"augmentation": "smal"}, "unknown augmentation 'smal'.*did you mean 'small'"),
         ({"interpolation": "linear"}, "unknown interpolation 'linear'.*bilinear"),
-        ({"eval_crop_ratio": 0}, "eval_crop_ratio"),
+        ({"eval_crop_ratio": 0}, r"crop_ratio must lie in \(0, 1\]"),
         ({"flip_probability": 1.5}, "flip_probability"),
         ({"crop_scale": (0.5, 0.1)}, "crop_scale must be two numbers"),
         ({"crop_scale": (0.5, 1.1)}, "crop_scale .*<= 1"),

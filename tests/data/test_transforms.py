@@ -1,14 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from typing import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covpool.data import transforms
-from covpool.data.transforms import augmentation_draws, flip_horizontally, random_crop_box, random_shift
+from covpool.build import image_transform
+from covpool.config import Config
+from covpool.data import Augmentation, ImageTransform, array_source, create_dataset
+from covpool.data.augmentation import (
+    CHUNK,
+    augmentation_draws,
+    flip_horizontally,
+    random_crop,
+    random_crop_box,
+    random_shift,
+)
+from covpool.errors import UserError
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -59,7 +72,7 @@ def test_random_crop_flips_with_the_given_probability() -> None:
     for row in draws[:200]:
         top, left, h, w = random_crop_box(40, 50, row, SCALE, RATIO)
         part = image[top : top + h, left : left + w]
-        result = transforms.random_crop(image, row, SCALE, RATIO, 0.25)
+        result = random_crop(image, row, SCALE, RATIO, 0.25)
         mirrored = row[2] < 0.25
         np.testing.assert_array_equal(result, part[:, ::-1] if mirrored else part)
         flipped += int(mirrored)
@@ -82,15 +95,41 @@ def test_random_shift_moves_every_way_and_fills_with_black() -> None:
 def test_draws_depend_on_seed_epoch_and_chunk() -> None:
     base = augmentation_draws(1, 2, 3, 5)
     np.testing.assert_array_equal(base, augmentation_draws(1, 2, 3, 5))
-    assert base.shape == (transforms.CHUNK, 5) and base.dtype == np.float32 and base.min() >= 0 and base.max() < 1
+    assert base.shape == (CHUNK, 5) and base.dtype == np.float32 and base.min() >= 0 and base.max() < 1
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert not (augmentation_draws(*other, 5) == base).any()
 
 
-def test_evaluation_resize() -> None:
-    assert [transforms.evaluation_resize(*args) for args in ((224, 0.875), (28, 1.0), (299, 0.9), (1, 0.5))] == [
-        256,
-        28,
-        332,
-        2,
+def test_shorter_side_before_the_crop() -> None:
+    sides = [
+        ImageTransform(size, size, (0.5,), (0.5,), ratio, channels=1).shorter_side
+        for size, ratio in ((224, 0.875), (28, 1.0), (299, 0.9), (1, 0.5))
     ]
+    assert sides == [256, 28, 332, 2]
+
+
+def test_a_transform_travels_as_plain_values() -> None:
+    transform = ImageTransform(24, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.9, "area")
+    assert ImageTransform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
+    for damage in ({}, [1], None, {**transform.to_dict(), "height": "24"}, {**transform.to_dict(), "mean": 3}):
+        with pytest.raises(UserError):
+            ImageTransform.from_dict(damage)
+
+
+def test_the_defaults_of_the_configuration_are_those_of_the_data() -> None:
+    config = Config()
+    ours = Augmentation(config.augmentation, config.crop_scale, config.crop_ratio, config.flip_probability)
+    assert ours == Augmentation()
+    assert image_transform(config) == ImageTransform.for_source(None, 224)
+
+
+def test_frames_are_normalised_as_images_are(batches: Callable) -> None:
+    """The pipeline's operators against NumPy, for a size that is not square and one channel or three."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), dtype=np.uint8)
+    source = array_source("frames", "val", ["a"], frames, np.zeros(2, np.int64), (0.5,) * 3, (0.25,) * 3)
+    for channels, tolerance in ((3, 1e-5), (1, 0.51 / 255 / 0.25)):
+        square = ImageTransform.for_source(source, 20, channels=channels, crop_ratio=1)
+        (batch,) = batches(create_dataset(source, dataclasses.replace(square, height=12), 2))
+        expected = square.normalise_frames(frames)[:, :, 4:16]
+        assert batch["image"].shape == (2, channels, 12, 20)
+        np.testing.assert_allclose(batch["image"], expected, atol=tolerance)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covpool.data import create_dataset, open_source, steps_per_epoch, usable
+from covpool.data import open_source, steps_per_epoch, usable
 from covpool.errors import UserError
+from tests.data.image_files import dataset
 
 
 def encoded(kind: str, value: int = 0) -> bytes:
@@ -45,7 +46,7 @@ def test_usable_leaves_out_and_names_the_bad_images(folder: Path, batches: Calla
     assert [Path(line.split(": ")[0]).name for line in problems] == ["04.png", "07.png", "19.png"]
     assert problems[2].startswith("unsupported image ") and "GIF data" in problems[2]
     options = {"image_size": 9, "batch_size": 5, "eval_crop_ratio": 1, "mean": (0, 0, 0), "std": (1 / 255,) * 3}
-    read = batches(create_dataset(good, training=False, **options))
+    read = batches(dataset(good, training=False, **options))
     values = [batch["image"][:, 0, 0, 0].round() for batch in read]
     assert sorted(np.concatenate(values).tolist()) == [n for n in range(20) if n not in (4, 7, 19)]
     again, nothing = usable(good)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from covpool.data import open_source
+from covpool.data import ImageTransform, open_source
 from covpool.export.run import transformed
 from covpool.models import create_model
 from covpool.models.classifier import ImageClassifier, batch_norm, convolution
@@ -82,11 +82,11 @@ def image_files() -> list[Path]:
 def images() -> np.ndarray:
     """Real images, (16, 3, 24, 32)."""
     source = open_source("image_folder", SAMPLE, "val").subset(list(range(0, 480, 30)))
-    return np.concatenate(list(transformed(source, transform(24, 32), 16)))
+    return np.concatenate(list(transformed(source, ImageTransform.from_dict(transform(24, 32)), 16)))
 
 
 @pytest.fixture(scope="session")
 def large_images() -> np.ndarray:
     """Real images for networks with an ImageNet stem, (6, 3, 64, 64)."""
     source = open_source("image_folder", SAMPLE, "val").subset(list(range(0, 480, 80)))
-    return np.concatenate(list(transformed(source, transform(64, 64), 6)))
+    return np.concatenate(list(transformed(source, ImageTransform.from_dict(transform(64, 64)), 6)))

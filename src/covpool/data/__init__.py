@@ -11,10 +11,13 @@ from covpool.data.pipeline import (
     training_positions,
 )
 from covpool.data.sources import ArraySource, Source, array_source, open_source
+from covpool.data.transforms import Augmentation, ImageTransform
 from covpool.data.usable import usable
 
 __all__ = [
     "ArraySource",
+    "Augmentation",
+    "ImageTransform",
     "Source",
     "array_source",
     "create_dataset",

@@ -7,16 +7,17 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
-from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, load_image, open_image
-from covpool.data.transforms import LONGEST
+from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, image_kind, load_image, open_image
+from covpool.data.augmentation import LONGEST
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
+from covpool.runtime.files import open_regular, read_bytes
 from covpool.runtime.processes import process_pool
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -52,26 +53,29 @@ class Finding:
     path: str = ""
 
 
-def inspect_image(path: Path, wants_digest: bool = False) -> tuple[list[Finding], bytes]:
+def inspect_image(
+    path: Path, wants_digest: bool = False, max_pixels: int = MAX_PIXELS
+) -> tuple[list[Finding], bytes]:
     """Read and decode a file that training would read.
 
     Args:
         path: A file with one of the readable endings.
         wants_digest: Whether to compute the digest of its content.
+        max_pixels: An image of more is a problem, one of more than half a note.
 
     Returns:
         What there is to say, with an empty path; the digest, or nothing.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         return [Finding(True, "unreadable", error.strerror or str(error))], b""
     digest = hashlib.blake2b(data, digest_size=16).digest() if wants_digest else b""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about metadata
         try:
-            with open_image(data) as image:
-                notes = list(_notes(image, path.suffix.lower()))
+            with open_image(data, max_pixels) as image:
+                notes = list(_notes(image, path.suffix.lower(), max_pixels))
                 load_image(image)
         except ImageError as error:
             return [Finding(True, error.kind, error.reason)], digest
@@ -80,21 +84,23 @@ def inspect_image(path: Path, wants_digest: bool = False) -> tuple[list[Finding]
 
 def inspect_other(path: Path) -> Finding:
     """Look at a file whose ending training passes over: images are a problem, other files a note."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path) as image:
-                kind = image.format
-                animated = "animated " if getattr(image, "is_animated", False) else ""
-        except Exception:  # of many types: whatever Pillow stumbles over is no image that could be missed
-            return Finding(False, "left out", f"is no image (readable are {', '.join(EXTENSIONS)})")
+    try:
+        with open_regular(path) as file:
+            kind = image_kind(file.read(32))
+    except OSError as error:
+        return Finding(False, "left out", f"cannot be read ({error.strerror or error})")
+    if not kind:
+        return Finding(False, "left out", f"is no image (readable are {', '.join(EXTENSIONS)})")
     if kind in _ENDINGS:
         return Finding(True, "unsupported", f"{kind} data whose name does not end in {' or '.join(_ENDINGS[kind])}")
-    return Finding(True, "unsupported", f"{animated}{kind} data, readable are {', '.join(EXTENSIONS)} files")
+    return Finding(True, "unsupported", f"{kind} data, readable are {', '.join(EXTENSIONS)} files")
 
 
 def inspect_files(
-    paths: Sequence[Path], workers: Optional[int] = None, wants_digest: bool = False
+    paths: Sequence[Path],
+    workers: Optional[int] = None,
+    wants_digest: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[list[Finding], bytes]]:
     """Inspect files in their order, in processes where there are many.
 
@@ -102,30 +108,32 @@ def inspect_files(
         paths: Files; those without a readable ending go to ``inspect_other``.
         workers: Number of processes, None for one per core.
         wants_digest: See ``inspect_image``.
+        max_pixels: See ``inspect_image``.
 
     Raises:
         UserError: A process was killed.
     """
+    inspect = partial(_inspect, wants_digest=wants_digest, max_pixels=max_pixels)
     workers = workers or available_cores()
     if workers == 1 or len(paths) < _FEW:
         for path in paths:
-            yield _inspect(path, wants_digest)
+            yield inspect(path)
         return
     try:
         with process_pool(workers) as pool:
             chunk = max(1, min(64, len(paths) // (4 * workers)))
-            yield from pool.map(_inspect, paths, [wants_digest] * len(paths), chunksize=chunk)
+            yield from pool.map(inspect, paths, chunksize=chunk)
     except BrokenProcessPool as error:
         raise UserError("a process that read images was killed; is the memory full? (try fewer --workers)") from error
 
 
-def _inspect(path: Path, wants_digest: bool) -> tuple[list[Finding], bytes]:
+def _inspect(path: Path, wants_digest: bool, max_pixels: int) -> tuple[list[Finding], bytes]:
     if path.suffix.lower() in EXTENSIONS:
-        return inspect_image(path, wants_digest)
+        return inspect_image(path, wants_digest, max_pixels)
     return [inspect_other(path)], b""
 
 
-def _notes(image: ImageFile, ending: str) -> Iterator[Finding]:
+def _notes(image: ImageFile, ending: str, max_pixels: int) -> Iterator[Finding]:
     """What training does to an image that not everybody may expect."""
     mode = _CONVERSIONS.get(image.mode)
     if mode is None and image.mode not in ("RGB", "L"):
@@ -140,7 +148,7 @@ def _notes(image: ImageFile, ending: str) -> Iterator[Finding]:
     if orientation > 1:
         yield Finding(False, "rotated", f"EXIF orientation {orientation} is not applied")
     width, height = image.size
-    if 2 * width * height > MAX_PIXELS:
+    if 2 * width * height > max_pixels:
         yield Finding(False, "large", f"{width} x {height} pixels take {3 * width * height / 2**20:.0f} MiB decoded")
     if max(width, height) > LONGEST * min(width, height):
         yield Finding(False, "long", f"{width} x {height} pixels: evaluation sees the central part")

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.data import pipeline_errors
+from covpool.data import Source, pipeline_errors
 from covpool.runtime.distributed import World
 
 
@@ -22,13 +22,17 @@ class Evaluation:
         correct: Images whose class was ranked first, per true class, int64 (K,).
         correct_5: The same for the first five (all classes, where there are fewer).
         total: Images per true class, int64 (K,).
-        loss: Mean cross entropy per image, without label smoothing.
+        loss: Mean cross entropy per image, without label smoothing; NaN or infinite where a logit is.
+        non_finite: Images with a logit that is NaN or infinite.
+        first_non_finite: Number of the first of them in the data set.
     """
 
     correct: np.ndarray
     correct_5: np.ndarray
     total: np.ndarray
     loss: float
+    non_finite: int = 0
+    first_non_finite: int | None = None
 
     @property
     def num_samples(self) -> int:
@@ -51,7 +55,7 @@ class Evaluation:
         return {
             "top_1_accuracy": self.top_1,
             "top_5_accuracy": self.top_5,
-            "loss": self.loss,
+            "loss": self.loss if np.isfinite(self.loss) else None,
             "num_samples": self.num_samples,
             "per_class": {
                 name: {"top_1_accuracy": float(hit / n), "num_samples": int(n)}
@@ -92,7 +96,7 @@ def evaluate(
     """
     was_training = network.training
     network.set_train(False)
-    sums = np.zeros((4, num_classes), np.float64)
+    counts = _Counts(num_classes)
     before: list[tuple[ms.Tensor, np.ndarray]] = []
     for images, labels in batches:
         count = len(labels)
@@ -100,22 +104,56 @@ def evaluate(
             images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), images.dtype)])
         running = network(ms.Tensor(images)), labels
         # Reading logits waits for the device: those of the last batch are read while this one is computed.
-        sums += _counted(before, num_classes)
+        counts.add(before)
         before = [running]
-    sums += _counted(before, num_classes)
+    counts.add(before)
     network.set_train(was_training)
-    sums = world.sum(sums)
+    sums = world.sum(counts.sums)
     correct, correct_5, total = sums[:3].round().astype(np.int64)
     if not total.sum():
         raise ValueError("nothing to evaluate: no rank has an image")
-    return Evaluation(correct, correct_5, total, float(sums[3].sum() / total.sum()))
+    ranks = np.zeros((world.size, 2), np.float64)  # of every rank: how many are not finite, and the first
+    ranks[world.rank] = len(counts.non_finite), min(counts.non_finite, default=0) * world.size + world.rank
+    ranks = world.sum(ranks)
+    found = ranks[ranks[:, 0] > 0]
+    first = int(found[:, 1].min()) if len(found) else None
+    loss = float(sums[3].sum() / total.sum())
+    return Evaluation(correct, correct_5, total, loss, int(found[:, 0].sum()), first)
 
 
-def _counted(batches: Sequence[tuple[ms.Tensor, np.ndarray]], classes: int) -> np.ndarray:
-    sums = np.zeros((4, classes), np.float64)
-    for logits, labels in batches:
-        sums += count_batch(logits.asnumpy()[: len(labels)], labels, classes)
-    return sums
+class _Counts:
+    """What a rank has counted so far."""
+
+    def __init__(self, classes: int) -> None:
+        self.sums = np.zeros((4, classes), np.float64)
+        self.non_finite: list[int] = []  # by number among the images of this rank
+        self._seen = 0
+
+    def add(self, batches: Sequence[tuple[ms.Tensor, np.ndarray]]) -> None:
+        for computed, labels in batches:
+            logits = computed.asnumpy()[: len(labels)]
+            self.sums += count_batch(logits, labels, self.sums.shape[1])
+            self.non_finite += (self._seen + np.flatnonzero(~np.isfinite(logits).all(1))).tolist()
+            self._seen += len(labels)
+
+
+def describe_overflow(network: nn.Cell, result: Evaluation, source: Source) -> str:
+    """Which images and which parameters are NaN or infinite, on one line; empty where every logit is finite."""
+    if not result.non_finite or result.first_non_finite is None:
+        return ""
+    text = (
+        f"{result.non_finite} of {result.num_samples} images give logits that are NaN or infinite (first "
+        f"{source.describe(result.first_non_finite)}); "
+    )
+    values = {p.name: float(np.abs(p.asnumpy()).max()) for p in network.get_parameters()}
+    bad = [name for name, value in values.items() if not np.isfinite(value)]
+    if bad:
+        return f"{text}{len(bad)} parameters of the network are NaN or infinite themselves, first {bad[0]}"
+    statistics = [
+        (value, name) for name, value in values.items() if name.endswith((".moving_mean", ".moving_variance"))
+    ]
+    value, name = max(statistics, default=(0.0, "none"))
+    return f"{text}every parameter is finite, the largest running statistic is {value:.2g} ({name})"
 
 
 def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:

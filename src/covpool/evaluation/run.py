@@ -1,46 +1,57 @@
-"""Evaluation of a checkpoint as configured."""
+"""Evaluation of a checkpoint as configured, and what it waits for: the data pipeline, or the network."""
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Callable, Optional
 
+import numpy as np
 from tqdm import tqdm
 
-from covpool.build import architecture, build_dataset, build_model, build_source, resolve_class_num
-from covpool.checkpoints.format import load_network, read_checkpoint
+from covpool.build import architecture, build_dataset, build_model, build_source, image_transform, with_checkpoint
+from covpool.checkpoints.format import load_network, other_classes, read_checkpoint
 from covpool.config import Config
 from covpool.errors import UserError
-from covpool.evaluation.evaluate import evaluate, numpy_batches
-from covpool.evaluation.pace import Pace
+from covpool.evaluation.evaluate import describe_overflow, evaluate, numpy_batches
 from covpool.runtime.distributed import World
-from covpool.runtime.files import write_json
+from covpool.runtime.files import check_writable, write_json
 
-logger = logging.getLogger(__name__)
+Show = Optional[Callable[[dict[str, Any]], None]]
+
+DATA_SHARE = 0.1  # of the time spent waiting for images, from which on the pipeline counts as the limit
 
 
-def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
+def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict[str, Any]:
     """Load ``checkpoint_file_path`` and evaluate it on every image of ``val/``; every rank calls it.
+
+    Args:
+        config: The configuration; what it does not give of network and image transform the checkpoint says.
+        world: The ranks.
+        show: Prints the result on rank 0; called before anything is written.
 
     Returns:
         top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, what was evaluated, and how fast:
         ``limit`` is ``data`` or ``network``, ``waited_share`` the part of the time that rank 0 waited for images, see
-        ``pace.py``. Written to ``result_path`` as JSON as well, where that is given.
+        ``Pace``. Written to ``result_path`` as JSON as well, where that is given.
 
     Raises:
-        UserError: Images or checkpoint are missing, damaged, or do not fit the configuration.
+        UserError: Images or checkpoint are missing, damaged, or do not fit the configuration; a logit is NaN or
+            infinite (the result is written before); the result cannot be written.
     """
+    check_result_path(config, world)
     checkpoint = read_checkpoint(config.checkpoint_file_path)
-    config = resolve_class_num(config, checkpoint)
-    source = build_source(config, "val", world)
+    config = with_checkpoint(config, checkpoint, world)
     network = build_model(config)
-    load_network(network, checkpoint, architecture(config))
-    trained_on = checkpoint.about.get("class_names")
-    if trained_on and list(source.class_names) != trained_on:
-        raise _other_classes(config, trained_on, list(source.class_names))
+    load_network(network, checkpoint)
+    source = build_source(config.replace(class_num="auto"), "val", world)  # the checkpoint's number is compared here
+    difference = other_classes(checkpoint, source.class_names)
+    if not difference and len(source.class_names) > config.num_classes:
+        difference = f"it has {config.num_classes} outputs, the data has {len(source.class_names)} classes"
+    if difference:
+        raise UserError(f"{checkpoint.path} does not fit the classes of {config.data_path}: {difference}")
     started = time.monotonic()
     pace = Pace(numpy_batches(build_dataset(config, source, False, world)))
     batches: Iterable[Any] = pace
@@ -53,27 +64,94 @@ def evaluate_checkpoint(config: Config, world: World) -> dict[str, Any]:
         "checkpoint": config.checkpoint_file_path,
         "epoch": checkpoint.about.get("epoch"),
         "architecture": architecture(config),
+        "transform": image_transform(config, source).to_dict(),
         "ranks": world.size,
         "seconds": round(seconds, 3),
         "images_per_s": round(result.num_samples / seconds, 2),
         "limit": pace.limit,
         "waited_share": round(pace.waited_share, 4),
     }
-    if world.is_main and config.result_path:
-        write_json(config.result_path, values)
+    deliver(values, config, world, show, describe_overflow(network, result, source))
     return values
 
 
-def _other_classes(config: Config, trained_on: list[str], present: list[str]) -> UserError:
-    unknown = [name for name in present if name not in trained_on]
-    detail = (
-        f"{unknown[0]!r} is not among the {len(trained_on)} classes it was trained on"
-        if unknown
-        else (f"it was trained on {len(trained_on)} classes, the data has {len(present)}")
-    )
-    return UserError(f"{config.checkpoint_file_path} does not fit the classes of {config.data_path}: {detail}")
+def check_result_path(config: Config, world: World) -> None:
+    """Refuse a ``result_path`` that cannot be written, before hours are spent on the result; every rank calls it.
+
+    Raises:
+        UserError: It is a folder, or its folder cannot be written.
+    """
+    if not config.result_path:
+        return
+    problem = ""
+    if world.is_main:
+        try:
+            check_writable(Path(config.result_path))
+        except OSError as error:
+            problem = f"cannot write result_path {config.result_path}: {error.strerror or error}"
+    if world.sum(np.array([float(bool(problem))]))[0]:
+        raise UserError(problem or f"rank 0 cannot write result_path {config.result_path}")
+
+
+def deliver(values: dict[str, Any], config: Config, world: World, show: Show, problem: str) -> None:
+    """Show a result on rank 0, then write it to ``result_path``, then raise what is wrong with it, if anything.
+
+    Raises:
+        UserError: The file cannot be written, or ``problem``.
+    """
+    if world.is_main and show is not None:
+        show(values)
+    if world.is_main and config.result_path:
+        try:
+            write_json(config.result_path, values)
+        except OSError as error:
+            raise UserError(f"cannot write result_path {config.result_path}: {error.strerror or error}") from error
+    if problem:
+        raise UserError(f"the evaluation overflows: {problem}")
 
 
 def _with_bar(batches: Iterable[Any], total: int, progress: str) -> Iterator[Any]:
     shown = progress == "bar" or (progress == "auto" and sys.stderr.isatty())
     yield from tqdm(batches, total=total, desc="evaluation", unit="batch", disable=not shown, leave=False)
+
+
+class Pace:
+    """Passes batches on and takes the time that is spent waiting for them.
+
+    The first batch does not count: until it is there the pipeline starts, and with it the network is compiled.
+
+    Args:
+        batches: What to pass on.
+
+    Attributes:
+        waited_s: Seconds of waiting for the second and later batches.
+        total_s: Seconds from the request of the second batch to the end, computing included.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.waited_s = self.total_s = 0.0
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = iter(self._batches)
+        for batch in iterator:
+            yield batch
+            break
+        started = asked = time.monotonic()
+        for batch in iterator:
+            self.waited_s += time.monotonic() - asked
+            yield batch
+            asked = time.monotonic()
+            self.total_s = asked - started
+
+    @property
+    def waited_share(self) -> float:
+        """Part of the time spent waiting for images, 0 to 1; 0 where there was one batch only."""
+        return self.waited_s / self.total_s if self.total_s else 0.0
+
+    @property
+    def limit(self) -> str:
+        """``data`` or ``network``; empty where there was one batch only."""
+        if not self.total_s:
+            return ""
+        return "data" if self.waited_share >= DATA_SHARE else "network"

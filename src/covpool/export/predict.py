@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from covpool.data import ImageTransform
 from covpool.data.image_folder import EXTENSIONS, FolderSource
 from covpool.errors import UserError
 from covpool.export.formats import ExportedModel
@@ -63,14 +64,14 @@ def predict(model: ExportedModel, images: Sequence[Path], top: int = 5, batch_si
     """
     if "transform" not in model.about:
         raise UserError("the exported file does not say how images are prepared: export it with export.py")
-    transform = model.about["transform"]
+    transform = ImageTransform.from_dict(model.about["transform"])
     source = FolderSource(
         name="images",
         split="val",
         class_names=(),
         labels=np.zeros(len(images), np.int32),
-        mean=tuple(transform["mean"]),
-        std=tuple(transform["std"]),
+        mean=transform.mean,
+        std=transform.std,
         root=Path("/"),
         files=np.asarray([os.fsencode(path.absolute()).lstrip(b"/") for path in images], dtype=bytes),
     )

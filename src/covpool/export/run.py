@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.build import architecture, build_model, resolve_class_num
+from covpool.build import architecture, build_model, image_transform, with_checkpoint
 from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import Config
-from covpool.data import Source, create_dataset, open_source
-from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from covpool.data import ImageTransform, Source, create_dataset, open_source
 from covpool.errors import UserError
 from covpool.evaluation import numpy_batches
 from covpool.export.folding import fold_batch_norm
@@ -59,7 +58,7 @@ def export_network(
         path: File to write; the format's ending is added where it is missing.
         file_format: 'MINDIR' or 'ONNX'.
         images: Images for the comparison, (n, channels, height, width) float32, computed in two batches.
-        about: Facts that travel with the file, see :func:`image_transform`.
+        about: Facts that travel with the file, class names and image transform for one.
 
     Raises:
         UserError: If the network cannot be written in this format, or the file computes something else.
@@ -97,7 +96,8 @@ def export_network(
 def export_checkpoint(config: Config) -> tuple[Exported, str]:
     """Export ``checkpoint_file_path`` and compare the file with the network on real images.
 
-    The images are those of ``data_path``, or the sample in this repository where that is not at hand.
+    What the configuration does not give of network and image transform the checkpoint says. The images are those of
+    ``data_path``, or the sample in this repository where that is not at hand.
 
     Returns:
         What came out, and the name of the images' source.
@@ -107,69 +107,32 @@ def export_checkpoint(config: Config) -> tuple[Exported, str]:
     """
     exact_convolutions()  # with those of a GPU's default the comparisons would see nothing but rounding
     checkpoint = read_checkpoint(config.checkpoint_file_path)
-    config = resolve_class_num(config, checkpoint)
+    config = with_checkpoint(config, checkpoint)
     network = build_model(config)
-    load_network(network, checkpoint, architecture(config))
-    height, width = config.height or config.eval_image_size, config.width or config.eval_image_size
-    transform = image_transform(config, checkpoint.about, height, width)
+    load_network(network, checkpoint)
+    source = _source(config)
+    transform = image_transform(config, source)
+    transform = replace(transform, height=config.height or transform.height, width=config.width or transform.width)
     about = {
         "architecture": architecture(config),
         "class_names": checkpoint.about.get("class_names", []),
-        "transform": transform,
+        "transform": transform.to_dict(),
     }
-    source = _source(config)
     images = np.concatenate(list(transformed(source, transform, sum(BATCHES))))
     return export_network(network, config.file_name, config.file_format, images, about), source.name
 
 
-def image_transform(config: Config, about: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """What turns an image file into the network's input; travels with the exported file.
-
-    Mean and standard deviation are the configuration's, else those that the checkpoint was trained with, else
-    ImageNet's for an image folder.
-
-    Raises:
-        UserError: If nothing says how the images of this data set are normalised.
-    """
-    folder = config.dataset in ("image_folder", "imagenet2012")
-    statistics = {}
-    for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        value = getattr(config, key) or about.get(key) or (default if folder else None)
-        if value is None:
-            raise UserError(f"the checkpoint does not say its {key} per channel: give --{key}=[...]", exit_code=2)
-        statistics[key] = [float(v) for v in value]
-    return {
-        "height": height,
-        "width": width,
-        "crop_ratio": config.eval_crop_ratio,
-        "interpolation": config.interpolation,
-        "channels": config.in_channels,
-        **statistics,
-    }
-
-
-def transformed(source: Source, transform: dict[str, Any], batch_size: int) -> Iterator[np.ndarray]:
+def transformed(source: Source, transform: ImageTransform, batch_size: int) -> Iterator[np.ndarray]:
     """Batches of a source's images as the exported network expects them, float32 (n, channels, height, width)."""
-    height, width = transform["height"], transform["width"]
-    dataset = create_dataset(
-        source,
-        training=False,
-        image_size=max(height, width),
-        batch_size=batch_size,
-        eval_crop_ratio=transform["crop_ratio"],
-        interpolation=transform["interpolation"],
-        mean=transform["mean"],
-        std=transform["std"],
-        channels=transform["channels"],
-    )
-    top, left = (max(height, width) - height) // 2, (max(height, width) - width) // 2
-    for images, _ in numpy_batches(dataset):
-        yield images[:, :, top : top + height, left : left + width]
+    for images, _ in numpy_batches(create_dataset(source, transform, batch_size)):
+        yield images
 
 
 def _source(config: Config) -> Source:
     if config.data_path and Path(config.data_path).is_dir():
         source = open_source(config.dataset, config.data_path, "val")
+    elif config.dataset not in ("image_folder", "imagenet2012", "mindrecord") and not (config.mean and config.std):
+        raise UserError("nothing says how images are normalised: give --mean=[...] and --std=[...], or --data_path", 2)
     elif SAMPLE.is_dir():
         source = open_source("image_folder", SAMPLE, "val")
     else:

@@ -93,6 +93,23 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
+def check_writable(path: Path) -> None:
+    """See whether a file can be written, without touching anything: what a full disk or quota does shows later.
+
+    Raises:
+        OSError: It is a folder or its name too long, or the nearest folder that exists is none or cannot be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder", os.fspath(path))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{folder} cannot be written", os.fspath(path))
+
+
 def _without_nan(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}

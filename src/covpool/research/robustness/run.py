@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,11 +14,12 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from covpool.build import architecture, build_dataset, build_model, resolve_class_num
+from covpool.build import architecture, build_dataset, build_model, image_transform, with_checkpoint
 from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data.image_folder import FolderSource, class_names
-from covpool.evaluation import Evaluation, evaluate, numpy_batches
+from covpool.evaluation import Evaluation, describe_overflow, evaluate, numpy_batches
+from covpool.evaluation.run import Show, check_result_path, deliver
 from covpool.research.robustness.metrics import corruption_summary, flip_rate
 from covpool.research.robustness.plot import plot_bars
 from covpool.research.robustness.sequences import read_frames, sequences
@@ -32,26 +32,19 @@ from covpool.research.robustness.sets import (
 )
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
-from covpool.runtime.files import write_json
-
-logger = logging.getLogger(__name__)
-
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class _Job:
     """A network and how to evaluate it; every rank has one."""
 
     def __init__(self, config: Config, world: World, checkpoint: Checkpoint) -> None:
-        about = checkpoint.about
         self.root = Path(config.data_path)
-        given = {key: about[key] for key in ("mean", "std") if getattr(config, key) is None and about.get(key)}
-        config = resolve_class_num(config, checkpoint)
-        self.config, self.world = config.replace(**given), world
-        self.network = build_model(config)
-        load_network(self.network, checkpoint, architecture(config))
-        self.in_checkpoint = about.get("class_names") or []
+        self.config, self.world = with_checkpoint(config, checkpoint, world), world
+        self.network = build_model(self.config)
+        load_network(self.network, checkpoint)
+        self.in_checkpoint = checkpoint.about.get("class_names") or []
         self.network.set_train(False)
+        self.problem = ""  # the first set on which a logit is NaN or infinite
 
     def classes(self, folder: Path) -> list[str]:
         """The network's classes, for a set whose class folders are in ``folder``."""
@@ -62,7 +55,9 @@ class _Job:
         """Counts over all images of a source."""
         config = self.config
         batches = numpy_batches(build_dataset(config, source, False, self.world))
-        return evaluate(network, batches, config.num_classes, config.batch_size, self.world)
+        result = evaluate(network, batches, config.num_classes, config.batch_size, self.world)
+        self.problem = self.problem or describe_overflow(self.network, result, source)
+        return result
 
     def bar(self, items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
         """The items, with a progress bar on rank 0."""
@@ -85,16 +80,23 @@ class _Among(nn.Cell):
         return self.network(x).astype(ms.float32) + self.outside
 
 
-def evaluate_robustness(config: Config, world: World) -> dict[str, Any]:
+def evaluate_robustness(config: Config, world: World, show: Show = None) -> dict[str, Any]:
     """Evaluate ``checkpoint_file_path`` on the set ``robustness`` in ``data_path``; every rank calls it.
+
+    Args:
+        config: The configuration; what it does not give of network and image transform the checkpoint says.
+        world: The ranks.
+        show: Prints the result on rank 0; called before anything is written.
 
     Returns:
         The set's figures and what was evaluated; written to ``result_path`` as JSON, with a bar chart beside it, where
         that is given.
 
     Raises:
-        UserError: The set or the checkpoint is missing, damaged, or does not fit the configuration.
+        UserError: The set or the checkpoint is missing, damaged, or does not fit the configuration; a logit is NaN or
+            infinite (the result is written before); the result cannot be written.
     """
+    check_result_path(config, world)
     started = time.monotonic()
     checkpoint = read_checkpoint(config.checkpoint_file_path)
     job = _Job(config, world, checkpoint)
@@ -104,15 +106,13 @@ def evaluate_robustness(config: Config, world: World) -> dict[str, Any]:
         **figures,
         "checkpoint": config.checkpoint_file_path,
         "epoch": checkpoint.about.get("epoch"),
-        "architecture": architecture(config),
+        "architecture": architecture(job.config),
         "ranks": world.size,
         "seconds": round(time.monotonic() - started, 3),
     }
+    deliver(values, config, world, show, job.problem)
     if world.is_main and config.result_path:
-        write_json(config.result_path, values)
-        bars = _bars(values)
-        if bars:
-            plot_bars(bars, Path(config.result_path).with_suffix(".png"), config.robustness)
+        plot_bars(_bars(values), Path(config.result_path).with_suffix(".png"), config.robustness)
     return values
 
 
@@ -146,7 +146,7 @@ def _some_classes(job: _Job) -> dict[str, Any]:
 
 
 def _perturbations(job: _Job) -> dict[str, Any]:
-    config, world = job.config, job.world
+    config, world, transform = job.config, job.world, image_transform(job.config)
     rates: dict[str, float] = {}
     count = 0
     for name, folder in find_folders(job.root, PERTURBATIONS).items():
@@ -155,37 +155,27 @@ def _perturbations(job: _Job) -> dict[str, Any]:
         flips = 0.0
         with ThreadPoolExecutor(config.num_workers or available_cores()) as pool:
             films = pool.map(lambda path: read_frames(path, config.eval_image_size), mine)
-            for frames in job.bar(films, len(mine), f"{name} sequence"):
-                flips += flip_rate([_predict(job, frames)], against_first="noise" in name)
+            for path, frames in zip(mine, job.bar(films, len(mine), f"{name} sequence")):
+                logits = _logits(job, transform.normalise_frames(frames))
+                if not np.isfinite(logits).all():
+                    job.problem = job.problem or f"logits of frames of {path} are NaN or infinite"
+                flips += flip_rate([logits.argmax(1)], against_first="noise" in name)
         rates[name] = float(world.sum(np.array([flips], np.float64))[0]) / len(paths)
         count += len(paths)
+    if world.sum(np.array([float(bool(job.problem))]))[0]:
+        job.problem = job.problem or "logits are NaN or infinite on another rank"
     return {"mean_flip_rate": float(np.mean(list(rates.values()))), "flip_rates": rates, "sequences": count}
 
 
-def _predict(job: _Job, frames: np.ndarray) -> np.ndarray:
-    """Predicted classes (T,) of frames uint8 (T, H, W, 3)."""
-    config = job.config
-    images = frames.astype(np.float32) / 255
-    if config.in_channels == 1:
-        images = (images @ _LUMA)[..., None]
-    mean, std = (np.asarray(v, np.float32) for v in _statistics(config))
-    images = np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2))
-    predicted = []
-    for begin in range(0, len(images), config.batch_size):
-        part = images[begin : begin + config.batch_size]
-        filled = np.zeros((config.batch_size, *part.shape[1:]), np.float32)
+def _logits(job: _Job, images: np.ndarray) -> np.ndarray:
+    """Logits (T, K) of images (T, C, H, W)."""
+    size, computed = job.config.batch_size, []
+    for begin in range(0, len(images), size):
+        part = images[begin : begin + size]
+        filled = np.zeros((size, *part.shape[1:]), np.float32)
         filled[: len(part)] = part
-        predicted.append(job.network(ms.Tensor(filled)).asnumpy()[: len(part)].argmax(1))
-    return np.concatenate(predicted)
-
-
-def _statistics(config: Config) -> tuple[Any, Any]:
-    from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
-
-    mean, std = config.mean or IMAGENET_MEAN, config.std or IMAGENET_STD
-    if config.in_channels == 1:
-        return [float(np.mean(mean))], [float(np.mean(std))]
-    return mean, std
+        computed.append(job.network(ms.Tensor(filled)).asnumpy()[: len(part)])
+    return np.concatenate(computed)
 
 
 def _bars(values: dict[str, Any]) -> dict[str, float]:

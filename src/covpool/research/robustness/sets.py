@@ -112,9 +112,12 @@ def network_classes(listed: Path | None, in_checkpoint: Sequence[str], folders: 
     """
     if listed is not None:
         try:
-            names = listed.read_text(encoding="utf-8").split()
+            lines = listed.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read class_names {listed}: {error}", 2) from error
+        names = [line.strip() for line in lines if line.strip()]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"class_names {listed} names {twice[0]!r} twice", 2)
         if len(names) != count:
             raise UserError(f"class_names {listed} names {len(names)} classes, the configuration class_num={count}", 2)
         return names

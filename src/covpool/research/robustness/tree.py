@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from covpool.data.image_folder import class_names, image_names
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import corrupt
 from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
+from covpool.runtime.files import whole_file
 from covpool.runtime.processes import process_pool
 
 
@@ -71,22 +72,35 @@ def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]
         for severity in plan.severities:
             for label in {path.split("/")[0] for path in images}:
                 (plan.output / corruption / str(severity) / label).mkdir(parents=True, exist_ok=True)
+    write = _Write(plan, frozenset(_shared_names(plan.source, {path.split("/")[0] for path in images})))
     if workers == 1:
-        yield from map(_Write(plan), images)
+        yield from map(write, images)
         return
     with process_pool(workers) as pool:
-        yield from pool.map(_Write(plan), images, chunksize=4)
+        yield from pool.map(write, images, chunksize=4)
+
+
+def _written_as(path: str) -> str:
+    return path if Path(path).suffix.lower() in (".png", ".bmp") else str(Path(path).with_suffix(".JPEG"))
+
+
+def _shared_names(source: Path, labels: Iterable[str]) -> Iterator[str]:
+    """Names that several images would be written as, x.jpg and x.jpeg for one: these images keep their own."""
+    for label in labels:
+        counts = Counter(_written_as(f"{label}/{file}") for file in image_names(source / label))
+        yield from (name for name, count in counts.items() if count > 1)
 
 
 class _Write:
     """One source image to all its files; a class, so that it travels to other processes."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, shared: frozenset[str]) -> None:
+        self.plan, self.shared = plan, shared
 
     def __call__(self, path: str) -> int:
         plan = self.plan
-        name = path if Path(path).suffix.lower() in (".png", ".bmp") else str(Path(path).with_suffix(".JPEG"))
+        name = _written_as(path)
+        name = path if name in self.shared else name
         todo = [
             (number, corruption, severity)
             for number, corruption in enumerate(CORRUPTIONS)
@@ -121,10 +135,9 @@ class _Write:
         return np.asarray(image), mode
 
     def _write(self, image: Image.Image, path: Path) -> None:
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
         arguments: dict[str, Any] = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
         try:
-            image.save(temporary, **arguments)
-            temporary.replace(path)
+            with whole_file(path) as temporary:
+                image.save(temporary, **arguments)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
