@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from covpool.cli import main
 from covpool.config import Config, ConfigError
 from covpool.config.command_line import parse_args
 from covpool.config.entry import run_entry_point
@@ -139,3 +140,12 @@ def test_a_file_may_be_optional_and_keys_know_whether_they_were_given(file):
     assert config.replace(batch_size=3).says("batch_size") and Config(seed=2).says("seed")
     with pytest.raises(ConfigError, match="no file and command line: nesterov"):
         parse_args(["--nesterov=True", "--momentum=0"], "Evaluate.", config_optional=True)
+
+
+@pytest.mark.parametrize("command", [["predict", "--file=net.onnx", "--images=x"], ["scaling"]])
+def test_options_of_other_commands_have_the_limits_of_the_keys(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--batch_size", "4294967296"])
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "batch_size = 4294967296: must be an integer with 1 <= batch_size <= 65536" in line

@@ -76,7 +76,7 @@ def test_check_converts_to_the_type_of_the_key(key, given, expected):
         ("batch_size", 0, "1 <= batch_size <= 65536"),
         ("batch_size", 64.0, "an integer"),
         ("batch_size", True, "an integer"),
-        ("batch_size", 2**32, "1 <= batch_size <= 65536, at most 4294967295"),
+        ("batch_size", 2**32, "1 <= batch_size <= 65536"),
         ("train_images", 2**32, "train_images >= 1, or null, at most 4294967295"),
         ("train_image_size", 10**9, "<= 8192"),
         ("eval_image_size", 10**9, "<= 8192"),

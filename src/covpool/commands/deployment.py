@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from covpool.config import Config, load_config
+from covpool.config.command_line import key_type
 from covpool.runtime.command import new_parser
 from covpool.runtime.environment import prepare_environment
 
@@ -75,11 +76,13 @@ def predict_images(argv: Sequence[str]) -> int:
     parser.add_argument("--file", type=Path, required=True, help="the exported file, .mindir or .onnx")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files, or folders to search")
     parser.add_argument("--top", type=int, default=5, help="classes to name for each image (default: 5)")
-    parser.add_argument("--batch_size", type=int, default=16, help="images computed at once (default: 16)")
+    parser.add_argument(
+        "--batch_size", type=key_type("batch_size"), default=16, help="images computed at once (default: 16)"
+    )
     parser.add_argument("--device_target", default="CPU", choices=("CPU", "GPU", "Ascend"))
     args = parser.parse_args(argv)
-    if args.top < 1 or args.batch_size < 1:
-        parser.error("--top and --batch_size must be at least 1")
+    if args.top < 1:
+        parser.error("--top must be at least 1")
     prepare_environment()
     from covpool.export import find_images, open_exported, predict
     from covpool.runtime.distributed import set_context

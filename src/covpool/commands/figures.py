@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from covpool.config.command_line import key_type
 from covpool.errors import UserError
 from covpool.runtime.command import new_parser
 from covpool.runtime.environment import prepare_environment
@@ -17,8 +18,12 @@ def complexity(argv: Sequence[str]) -> int:
     parser = new_parser("covpool complexity", complexity.__doc__)
     parser.add_argument("--models", nargs="+", help="names of networks; all by default")
     parser.add_argument("--poolings", nargs="+", help="names of poolings; all by default")
-    parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels")
-    parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")
+    parser.add_argument(
+        "--image_size", type=key_type("eval_image_size"), default=224, help="height and width in pixels"
+    )
+    parser.add_argument(
+        "--reduction_dim", type=key_type("reduction_dim"), default=128, help="channels d before a covariance pooling"
+    )
     parser.add_argument("--num_classes", type=int, default=1000, help="outputs of the classifier")
     arguments = parser.parse_args(argv)
     prepare_environment()
@@ -40,11 +45,15 @@ def scaling(argv: Sequence[str]) -> int:
     parser = new_parser("covpool scaling", scaling.__doc__)
     parser.add_argument("--net_name", default="resnet18", help="network")
     parser.add_argument("--pooling", default="dropcov", help="pooling")
-    parser.add_argument("--reduction_dim", type=int, default=128, help="channels d before a covariance pooling")
+    parser.add_argument(
+        "--reduction_dim", type=key_type("reduction_dim"), default=128, help="channels d before a covariance pooling"
+    )
     parser.add_argument("--class_num", type=int, default=1000, help="outputs of the classifier")
-    parser.add_argument("--image_size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument(
+        "--image_size", type=key_type("eval_image_size"), default=224, help="height and width in pixels"
+    )
     parser.add_argument("--devices", type=int, nargs="+", default=[8, 64, 512], help="numbers of devices")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per device")
+    parser.add_argument("--batch_size", type=key_type("batch_size"), default=64, help="images per device")
     parser.add_argument("--operations_per_s", type=float, default=20e12, help="sustained by one device; an assumption")
     parser.add_argument("--bandwidth", type=float, default=12.5e9, help="slowest link of the ring, bytes/s; assumed")
     parser.add_argument("--latency", type=float, default=1e-5, help="of one message, s; assumed")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Callable
 
 from covpool.config.legacy import IGNORED, SYNONYMS
 from covpool.config.loader import COMMAND_LINE, Layer, apply_overrides, build_config, read_layer
 from covpool.config.schema import Config, options
-from covpool.config.values import Option, closest, show
+from covpool.config.values import Option, check, closest, resolve, show
 from covpool.errors import ConfigError
 
 _WIDTH = 110
@@ -79,6 +81,18 @@ def format_help(
         lines += _wrap(f"default: {format_value(value)}{origin}")
     lines += ["", "Values are typed: True or False, numbers, null, lists as [1, 2], mappings as {name: value}.", ""]
     return "\n".join(lines)
+
+
+def key_type(name: str) -> Callable[[str], Any]:
+    """Returns the `type` of an argparse option whose values are those of a key, with its limits."""
+
+    def convert(text: str) -> Any:
+        try:
+            return check(options()[name], resolve(text), COMMAND_LINE)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
 
 
 def value_name(option: Option) -> str:

@@ -135,7 +135,7 @@ def check(option: Option, value: object, where: str) -> Any:
             hint = ", without quotes" if resolve(value) != value else ""
         elif isinstance(value, str) and not _is_utf8(value):
             hint = " of UTF-8 text"
-        elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        elif isinstance(value, int) and value > _MAX_INTEGER and _satisfies(option.bounds, value):
             hint = f", at most {_MAX_INTEGER}"
         raise ConfigError(f"{where}: {option.name} = {show(value)}: must be {option.describe()}{hint}") from None
 
