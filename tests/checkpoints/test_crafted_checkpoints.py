@@ -105,6 +105,49 @@ def outcome(path: Path, content: bytes) -> str:
     return ""
 
 
+def description(**about: Any) -> bytes:
+    texts = {f"about.{key}": json.dumps(value) for key, value in about.items()}
+    entries = [entry(name.encode(), (0,), b"str", text.encode("utf-32-le")) for name, text in texts.items()]
+    statistics = entry(b"bn.moving_mean", (6,)) + entry(b"bn.moving_variance", (6,))
+    return sealed(entry() + statistics + b"".join(entries))
+
+
+WRONG: dict[str, list[Any]] = {
+    "epoch": ["one", None, 1.5, -1, True, [1], float("nan"), 10**400],
+    "step": [{}, -3],
+    "steps_per_epoch": [0, "12"],
+    "metric": ["high", [0.5], True],
+    "architecture": [["resnet18"], "resnet18", 3, None],
+    "class_names": ["bag", [1, 2], {"a": 1}, 7, [["a"]]],
+    "mean": [0.5, ["a"], [], [None], {}],
+    "std": ["0.5", [[0.1]]],
+    "transform": [[1], "centre"],
+    "losses": [3, [1, 2], [[1]], [["a", 2]], "x", [[1, 2], [3]]],
+    "conventions": [7, ["model_zoo"]],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_description_of_another_type_is_one_line(key, value, tmp_path):
+    message = outcome(tmp_path / "net.ckpt", description(**{key: value}))
+    assert f"damaged, its description says {key} = " in message and len(message) < 300
+
+
+def test_a_description_of_the_right_type(tmp_path):
+    about = {"epoch": 3, "step": 12, "metric": None, "class_names": ["a", "ü"], "mean": [0.5], "std": [1], "new": [{}]}
+    (tmp_path / "net.ckpt").write_bytes(description(**about))
+    assert read_checkpoint(tmp_path / "net.ckpt").about == about
+
+
+@pytest.mark.parametrize("dims", [(12,), (2, 6), (3, 4), (1, 2, 6)])
+def test_statistics_of_ranks_that_fit_no_network(dims, tmp_path):
+    ranks = entry(b"ranks.statistics", dims, content=ONES * 2)
+    content = description(losses=[[1.0, 2]], epoch=1, step=3, steps_per_epoch=2)[:-17]
+    assert "running statistics" in outcome(tmp_path / "net.ckpt", sealed(content + ranks))
+    good = entry(b"ranks.statistics", (1, 12), content=ONES * 2)
+    assert outcome(tmp_path / "net.ckpt", sealed(content + good)) == ""
+
+
 @pytest.mark.parametrize("seal", [sealed, bytes], ids=["checksum", "none"])
 @pytest.mark.parametrize("lie", LIES)
 def test_a_structure_that_lies_is_refused(tmp_path, lie, seal):

@@ -1,7 +1,6 @@
 """Checkpoints of PyTorch and Paddle in MindSpore, and the way back."""
 
-from covpool.checkpoints.entries import read_entries
-from covpool.checkpoints.files import (
+from covpool.checkpoints.conversion import (
     Report,
     convert_file,
     read_ckpt,
@@ -9,7 +8,8 @@ from covpool.checkpoints.files import (
     write_ckpt,
     write_safetensors,
 )
-from covpool.checkpoints.merge import load_into
+from covpool.checkpoints.entries import read_entries
+from covpool.checkpoints.loading import load_into
 from covpool.checkpoints.names import convert_state_dict, to_pytorch
 from covpool.checkpoints.readers import read_state_dict
 

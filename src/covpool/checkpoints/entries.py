@@ -17,6 +17,7 @@ from typing import Any, Union
 import mindspore as ms
 import numpy as np
 
+from covpool.checkpoints.description import ABOUT
 from covpool.checkpoints.names import from_port
 from covpool.errors import UserError
 
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 # What MindSpore appends with crc_check=True: this mark and ten bytes with the CRC-32 of all before it.
 _CRC_MARK = b"crc_num"
 _CRC_BYTES = 10
-
-# Texts of this project; everything else in a file is a parameter.
-ABOUT = "about."
 
 _TYPES = {
     **{name: np.dtype(name.lower()) for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32")},

@@ -7,8 +7,7 @@ parameters alone, a converted one for example, loads everywhere but cannot be re
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.files import read_entries
-from covpool.checkpoints.merge import load_into
+from covpool.checkpoints.description import RANKS, described, take_about
+from covpool.checkpoints.entries import read_entries
+from covpool.checkpoints.loading import conventions, load_into
 from covpool.errors import UserError
 from covpool.runtime.files import whole_file
 
 _OPTIMIZER = "optimizer."
-_ABOUT = "about."
-_RANKS = "ranks.statistics"
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,13 @@ def save_checkpoint(
         state = optimizer_state(optimizer, network)
         entries += [{"name": _OPTIMIZER + name, "data": p} for name, p in state.items()]
     if ranks is not None:
-        entries.append({"name": _RANKS, "data": ms.Tensor(ranks)})
+        entries.append({"name": RANKS, "data": ms.Tensor(ranks)})
     try:
         with whole_file(path) as temporary:
             ms.save_checkpoint(
                 entries,
                 str(temporary),
-                append_dict={_ABOUT + key: json.dumps(value) for key, value in (about or {}).items()},
+                append_dict=described({**(about or {}), **conventions(network)}),
                 crc_check=True,
             )
     except (OSError, RuntimeError, ValueError) as error:
@@ -91,17 +89,34 @@ def read_checkpoint(path: str | Path, checksum_required: bool = False) -> Checkp
     """
     path = Path(path)
     entries = read_entries(path, checksum_required)
-    try:
-        about = {n[len(_ABOUT) :]: json.loads(str(entries.pop(n))) for n in list(entries) if n.startswith(_ABOUT)}
-    except ValueError as error:
-        raise UserError(f"{path}: damaged, what it says about itself cannot be read") from error
+    about = take_about(entries, path)
     state = {n[len(_OPTIMIZER) :]: entries.pop(n) for n in [n for n in entries if n.startswith(_OPTIMIZER)]}
-    ranks = entries.pop(_RANKS).asnumpy() if _RANKS in entries else None
+    ranks = entries.pop(RANKS).asnumpy() if RANKS in entries else None
     return Checkpoint(path, entries, state, about, ranks)
 
 
+def other_classes(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
+    """What the classes that a checkpoint was trained on and these differ in, in words; empty if nothing is known.
+
+    Class i of the one must be class i of the other: the order counts, too.
+    """
+    trained_on, present = checkpoint.about.get("class_names"), list(class_names)
+    if not trained_on or trained_on == present:
+        return ""
+    unknown = [name for name in present if name not in trained_on]
+    if unknown:
+        return f"{unknown[0]!r} is not among the {len(trained_on)} classes it was trained on"
+    if len(trained_on) != len(present):
+        return f"it was trained on {len(trained_on)} classes, the data has {len(present)}"
+    return "it was trained on the same classes in another order"
+
+
 def load_network(
-    network: nn.Cell, checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None, fine_tune: bool = False
+    network: nn.Cell,
+    checkpoint: Checkpoint,
+    architecture: Mapping[str, Any] | None = None,
+    fine_tune: bool = False,
+    class_names: Sequence[str] = (),
 ) -> bool:
     """Load a checkpoint into a network, strictly.
 
@@ -109,7 +124,8 @@ def load_network(
         network: The network that receives the parameters.
         checkpoint: What :func:`read_checkpoint` gave.
         architecture: What the configuration says of the network; contradictions are named by key.
-        fine_tune: Leave the classifier as it is when the number of classes differs.
+        fine_tune: Leave the classifier as it is when the number of classes, or one of their names, differs.
+        class_names: The classes to fine-tune on; empty where they are not known.
 
     Returns:
         Whether the classifier was loaded.
@@ -127,9 +143,13 @@ def load_network(
     if differing:
         raise UserError(f"{checkpoint.path} does not fit the configuration: {'; '.join(differing)}")
     classifier = checkpoint.network.get("fc.weight")
-    skip = fine_tune and (classifier is None or classifier.shape != network.fc.weight.shape)
+    skip = fine_tune and (
+        classifier is None
+        or classifier.shape != network.fc.weight.shape
+        or bool(class_names and other_classes(checkpoint, class_names))
+    )
     try:
-        load_into(network, checkpoint.network, skip_classifier=skip)
+        load_into(network, checkpoint.network, skip_classifier=skip, about=checkpoint.about)
     except UserError as error:
         raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
     return not skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import struct
 import zipfile
@@ -15,6 +16,8 @@ import numpy as np
 from covpool.checkpoints.entries import check_file, damaged
 from covpool.checkpoints.paddle import read_paddle
 from covpool.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # What unpicklers raise on foreign or damaged bytes, which they run like a program.
 _UNPICKLING_ERRORS = (
@@ -118,6 +121,13 @@ def _unwrap(content: Any, path: Path) -> dict[str, Any]:
     """The state dict of what a file holds: itself, or under one of the usual keys."""
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            if str(content.get("arch")).startswith("resnet") and any("conv_dr_block" in str(n) for n in content[key]):
+                logger.warning(
+                    "%s: the trainer of fast-MPN-COV gives its %s stride 2 in stage 4, covariance networks here have "
+                    "stride 1: they compute something else with these weights",
+                    path,
+                    content["arch"],
+                )
             content = content[key]
             break
     if not isinstance(content, dict) or not content:

@@ -45,10 +45,21 @@ class ImageClassifier(nn.Cell, ABC):
     Attributes:
         num_features: Channels of ``forward_features``, which are what enters the pooling.
         num_classes: Outputs of the classifier.
+        conventions: What the network's parameters do not tell, see :meth:`set_conventions`.
     """
 
     num_features: int
     num_classes: int
+    conventions: str = "torchvision"
+
+    def set_conventions(self, name: str) -> None:
+        """Compute by the conventions of other code, whose weights the network holds.
+
+        Raises:
+            ValueError: Conventions that this network does not know.
+        """
+        if name != self.conventions:
+            raise ValueError(f"conventions must be {self.conventions!r}, not {name!r}")
 
     def build_head(
         self, channels: int, pooling: str, reduction_dim: int, num_classes: int, pooling_args: dict[str, Any] | None

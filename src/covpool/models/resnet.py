@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
 import mindspore as ms
-from mindspore import nn
+from mindspore import nn, ops
 
 from covpool.models.classifier import ImageClassifier, batch_norm, convolution
 from covpool.models.registry import register_model
 from covpool.pooling import pooling_info
+
+CONVENTIONS = ("torchvision", "model_zoo")
+_IN_BACKBONE = re.compile(r"conv1$|bn1$|layer\d\.")
+_IN_BASIC_BLOCK = re.compile(r"layer\d\.\d+\.bn\d$")
 
 
 class BasicBlock(nn.Cell):
@@ -63,6 +68,38 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Cell:
     return nn.SequentialCell(convolution(in_channels, out_channels, 1, stride), batch_norm(out_channels))
 
 
+def _max_pool(same: bool = False) -> nn.Cell:
+    """A 3x3 max-pool as a 3D pool of depth 1.
+
+    MindSpore's padded MaxPool2d computes indices that nobody reads and takes four times as long on CPU. The ReLU comes
+    after it: the same values, on a quarter of the positions.
+    """
+    if same:
+        return nn.MaxPool3d((1, 3, 3), (1, 2, 2), pad_mode="same")
+    return nn.MaxPool3d((1, 3, 3), (1, 2, 2), pad_mode="pad", padding=(0, 1, 1))
+
+
+def _set_eps(norm: nn.BatchNorm2d, eps: float) -> None:
+    norm.eps = eps
+    norm.bn_train = ops.BatchNorm(is_training=True, epsilon=eps, momentum=norm.momentum, data_format=norm.format)
+    norm.bn_infer = ops.BatchNorm(is_training=False, epsilon=eps, data_format=norm.format)
+
+
+def _set_padding(convolution: nn.Conv2d, same: bool) -> None:
+    convolution.pad_mode = "same" if same else "pad"
+    convolution.padding = 0 if same else convolution.kernel_size[0] // 2
+    convolution.conv2d = ops.Conv2D(
+        convolution.out_channels,
+        convolution.kernel_size,
+        pad_mode=convolution.pad_mode,
+        pad=convolution.padding,
+        stride=convolution.stride,
+        dilation=convolution.dilation,
+        group=convolution.group,
+        data_format=convolution.data_format,
+    )
+
+
 class ResNet(ImageClassifier):
     """A residual network with any pooling of the registry.
 
@@ -79,6 +116,7 @@ class ResNet(ImageClassifier):
         in_channels: Channels of the images.
         stem: 'imagenet' (7x7 stride 2, then 3x3 max-pool stride 2) or 'small' (3x3 stride 1) for 28-64 pixel images.
         base_width: Channels of stage 1; the later stages have 2, 4 and 8 times as many.
+        conventions: See :meth:`set_conventions`.
     """
 
     def __init__(
@@ -92,6 +130,7 @@ class ResNet(ImageClassifier):
         in_channels: int = 3,
         stem: str = "imagenet",
         base_width: int = 64,
+        conventions: str = "torchvision",
     ) -> None:
         super().__init__()
         if stem not in ("imagenet", "small"):
@@ -102,9 +141,7 @@ class ResNet(ImageClassifier):
         self.conv1 = convolution(in_channels, base_width, *((3, 1) if self.small_stem else (7, 2)))
         self.bn1 = batch_norm(base_width)
         self.relu = nn.ReLU()
-        # A 3x3 max-pool as a 3D pool of depth 1: MindSpore's padded MaxPool2d computes indices that nobody reads and
-        # takes four times as long on CPU. The ReLU comes after it: the same values, on a quarter of the positions.
-        self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), pad_mode="pad", padding=(0, 1, 1))
+        self.maxpool = _max_pool()
 
         last_stride = 1 if pooling_info(pooling).is_covariance else 2
         channels = base_width
@@ -116,6 +153,37 @@ class ResNet(ImageClassifier):
                 channels = width * block.expansion
             setattr(self, f"layer{stage + 1}", nn.SequentialCell(cells))
         self.build_head(channels, pooling, reduction_dim, num_classes, pooling_args)
+        self.bottlenecks = block is Bottleneck
+        self.set_conventions(conventions)
+
+    def set_conventions(self, name: str) -> None:
+        """Compute as the code whose weights the network holds; parameters stay as they are.
+
+        'torchvision': eps 1e-5, padding on both sides. 'model_zoo': as MindSpore's model zoo, and the public ports
+        that took it over. There eps is 1e-4 in the two normalisations of a basic block; in networks of bottlenecks it
+        is 1e-4 in stem, blocks and shortcuts, and padding is 'same', which at stride 2 pads an even image on the right
+        and at the bottom alone. The reduction is the same in both.
+
+        Raises:
+            ValueError: Other conventions.
+        """
+        if name not in CONVENTIONS:
+            raise ValueError(f"conventions must be {' or '.join(map(repr, CONVENTIONS))}, not {name!r}")
+        if name == self.conventions:
+            return
+        self.conventions = name
+        other = name == "model_zoo"
+        for path, cell in self.cells_and_names():
+            if not (_IN_BACKBONE if self.bottlenecks else _IN_BASIC_BLOCK).match(path):
+                continue
+            if isinstance(cell, nn.BatchNorm2d):
+                _set_eps(cell, 1e-4 if other else 1e-5)
+            elif isinstance(cell, nn.Conv2d) and self.bottlenecks and cell.stride != (1, 1):
+                _set_padding(cell, same=other)
+        if self.bottlenecks:
+            self.maxpool = _max_pool(same=other)
+        for _, cell in self.cells_and_names():
+            cell.compile_cache.clear()
 
     def forward_stem(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to the input of stage 1, (N, base_width, H', W')."""

@@ -1,49 +1,56 @@
-"""MindSpore checkpoints and PyTorch-named safetensors on disk, and one file made into another."""
+"""Checkpoints of other frameworks and this one's, and one file made into another."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.entries import read_entries
-from covpool.checkpoints.merge import load_into
+from covpool.checkpoints.description import described
+from covpool.checkpoints.format import Checkpoint, read_checkpoint
+from covpool.checkpoints.loading import load_into
 from covpool.checkpoints.names import convert_state_dict, to_pytorch
 from covpool.checkpoints.readers import needs, read_state_dict
 from covpool.errors import UserError
 from covpool.runtime.files import whole_file
 
-# Beside the network's parameters training checkpoints hold the optimiser's state and that of single ranks.
-_OF_TRAINING = ("optimizer.", "ranks.")
+logger = logging.getLogger(__name__)
 
 _PERMISSIONS = 0o644
 
 
 def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
-    """Read the network's parameters of a checkpoint, see `read_entries`; what training adds to them is left out."""
-    return {
-        name: value
-        for name, value in read_entries(path).items()
-        if isinstance(value, ms.Parameter) and not name.startswith(_OF_TRAINING)
-    }
+    """Read the network's parameters of a MindSpore checkpoint; what training adds to them is left out.
+
+    Raises:
+        UserError: See `read_checkpoint`.
+    """
+    return read_checkpoint(path).network
 
 
-def write_ckpt(path: Path, parameters: Mapping[str, ms.Parameter]) -> None:
+def write_ckpt(path: Path, parameters: Mapping[str, ms.Parameter], about: Optional[Mapping[str, Any]] = None) -> None:
     """Write a MindSpore checkpoint with checksum; whole or not at all.
 
     Args:
         path: A `.ckpt` file.
         parameters: Name -> parameter.
+        about: Facts that JSON can hold.
 
     Raises:
         UserError: Wrong ending, or the file cannot be written.
     """
     entries = [{"name": name, "data": value} for name, value in parameters.items()]
-    _write(path, ".ckpt", lambda temporary: ms.save_checkpoint(entries, str(temporary), crc_check=True))
+    facts = described(about or {})
+    _write(
+        path,
+        ".ckpt",
+        lambda temporary: ms.save_checkpoint(entries, str(temporary), append_dict=facts, crc_check=True),
+    )
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -70,7 +77,13 @@ def read_parameters(path: Path) -> dict[str, ms.Parameter]:
     Raises:
         UserError: See `read_ckpt`, `read_state_dict` and `convert_state_dict`.
     """
-    return read_ckpt(path) if path.suffix == ".ckpt" else convert_state_dict(read_state_dict(path))
+    return _read(path).network
+
+
+def _read(path: Path) -> Checkpoint:
+    if path.suffix == ".ckpt":
+        return read_checkpoint(path)
+    return Checkpoint(path, convert_state_dict(read_state_dict(path)))
 
 
 @dataclass(frozen=True)
@@ -112,19 +125,27 @@ def convert_file(
     Raises:
         UserError: The source cannot be read or does not fit, or the new file cannot be written.
     """
-    parameters = read_parameters(source)
+    checkpoint = _read(source)
+    parameters = checkpoint.network
     fresh: list[str] = []
     result = parameters
     if network is not None:
-        kept = load_into(network, parameters, skip_classifier, backbone_only)
+        kept = load_into(network, parameters, skip_classifier, backbone_only, checkpoint.about)
         fresh = kept if backbone_only else []
         left_out = set(kept) - set(fresh)
         result = {name: p for name, p in network.parameters_and_names() if name not in left_out}
+    facts = {key: value for key, value in checkpoint.about.items() if key == "conventions"}
     if to == "ckpt":
-        write_ckpt(output, result)
+        write_ckpt(output, result, facts)
         again = read_ckpt(output)
     else:
         write_safetensors(output, to_pytorch(result))
+        if facts:
+            logger.warning(
+                "%s: the names do not say that this network computes as MindSpore's ports do (eps 1e-4 in residual "
+                "blocks, in networks of bottlenecks 'same' padding): PyTorch must be told",
+                output,
+            )
         again = convert_state_dict(read_state_dict(output))
     for name, parameter in result.items():
         if not np.array_equal(again[name].asnumpy(), parameter.asnumpy(), equal_nan=True):

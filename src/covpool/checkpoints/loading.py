@@ -1,0 +1,169 @@
+"""Loading parameters into a network: every one of both sides is accounted for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Mapping, Optional, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from covpool.checkpoints.names import listed
+from covpool.errors import UserError
+
+CLASSIFIER = ("fc.",)
+HEAD = ("layer_reduce.", "layer_reduce_bn.", "pooling.", "fc.")
+# Where a checkpoint says by which conventions its network computes: a fact beside the parameters.
+_CONVENTIONS = "conventions"
+_USUAL = "torchvision"
+
+Trait = Union[str, int]
+Shapes = Mapping[str, tuple]
+
+_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.")
+_LAST = re.compile(r"layer4\.\d+\.conv\d\.weight")
+
+_DEPTHS: dict[tuple[str, tuple[int, ...]], str] = {
+    ("basic", (1, 1, 1, 1)): "resnet10",
+    ("basic", (2, 2, 2, 2)): "resnet18",
+    ("basic", (3, 4, 6, 3)): "resnet34",
+    ("bottleneck", (3, 4, 6, 3)): "resnet50",
+    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+    ("bottleneck", (3, 8, 36, 3)): "resnet152",
+}
+_STEMS = {7: "imagenet", 3: "small"}
+
+
+def load_into(
+    network: nn.Cell,
+    parameters: Mapping[str, ms.Parameter],
+    skip_classifier: bool = False,
+    backbone_only: bool = False,
+    about: Optional[Mapping[str, Any]] = None,
+) -> list[str]:
+    """Load parameters into a network, strictly; nothing is changed when something does not fit.
+
+    Args:
+        network: A cell of `create_model`.
+        parameters: MindSpore name -> parameter, of this network's shapes.
+        skip_classifier: Leave the network's classifier as it is, whatever the checkpoint has in its place.
+        backbone_only: Leave reduction, pooling and classifier as they are: a covariance network starts from one with
+            global average pooling.
+        about: What the checkpoint says of itself: the network then computes by its conventions.
+
+    Returns:
+        Names of the network's parameters that were left as they are, in its order.
+
+    Raises:
+        UserError: In one line: what the two differ in (depth, width, reduction, pooling, classes), and which
+            parameters are missing, left over, or of another shape or type; unknown conventions.
+    """
+    left_out = HEAD if backbone_only else CLASSIFIER if skip_classifier else ()
+    targets = {name: p for name, p in network.parameters_and_names() if not name.startswith(left_out)}
+    sources = {name: p for name, p in parameters.items() if not name.startswith(left_out)}
+    missing = [name for name in targets if name not in sources]
+    extra = [name for name in sources if name not in targets]
+    both = [name for name in targets if name in sources]
+    shapes = [name for name in both if tuple(sources[name].shape) != tuple(targets[name].shape)]
+    types = [name for name in both if sources[name].is_floating_point() != targets[name].is_floating_point()]
+    if missing or extra or shapes or types:
+        raise UserError(_difference(sources, targets, missing, extra, shapes, types))
+    if about is not None:
+        try:
+            network.set_conventions(about.get(_CONVENTIONS, _USUAL))
+        except ValueError as error:
+            raise UserError(f"the checkpoint is of another network: {error}") from error
+    for name in both:
+        target = targets[name]
+        value = sources[name].asnumpy()
+        target.set_data(ms.Tensor(np.array(value), dtype=target.dtype))
+    return [name for name, _ in network.parameters_and_names() if name not in targets]
+
+
+def _difference(
+    sources: Mapping[str, ms.Parameter],
+    targets: Mapping[str, ms.Parameter],
+    missing: list[str],
+    extra: list[str],
+    shapes: list[str],
+    types: list[str],
+) -> str:
+    """One line: first what was recognised, then the names."""
+    words = _contradictions(
+        {name: tuple(p.shape) for name, p in sources.items()}, {name: tuple(p.shape) for name, p in targets.items()}
+    )
+    parts = list(words)
+    if missing:
+        parts.append(f"missing in the checkpoint ({len(missing)}): {listed(missing, 4)}")
+    if extra:
+        parts.append(f"left over in the checkpoint ({len(extra)}): {listed(extra, 4)}")
+    if shapes:
+        named = [f"{n} {list(sources[n].shape)} instead of {list(targets[n].shape)}" for n in shapes]
+        parts.append(f"of another shape ({len(shapes)}): {listed(named, 3)}")
+    if types:
+        named = [f"{n} {sources[n].dtype} instead of {targets[n].dtype}" for n in types]
+        parts.append(f"of another type ({len(types)}): {listed(named, 3)}")
+    return "the checkpoint does not fit the network: " + "; ".join(parts)
+
+
+def conventions(network: nn.Cell) -> dict[str, str]:
+    """What a checkpoint must say of a network besides its parameters; empty for the usual conventions."""
+    name = getattr(network, _CONVENTIONS, _USUAL)
+    return {} if name == _USUAL else {_CONVENTIONS: name}
+
+
+def traits(shapes: Shapes) -> dict[str, Trait]:
+    """Recognise a network by its MindSpore parameters.
+
+    Args:
+        shapes: Parameter name -> shape.
+
+    Returns:
+        What could be recognised: blocks and depth, base_width, in_channels, stem, reduction_dim (or what stands in
+        its place), learnable pooling parameters, classifier inputs and class_num.
+    """
+    found: dict[str, Trait] = {}
+    blocks = sorted({(int(m[1]), int(m[2])) for m in map(_BLOCK.match, shapes) if m})
+    if blocks:
+        kind = "bottleneck" if any(name.endswith(".conv3.weight") for name in shapes) else "basic"
+        stages = sorted({stage for stage, _ in blocks})
+        depth = tuple(sum(1 for stage, _ in blocks if stage == s) for s in stages)
+        name = _DEPTHS.get((kind, depth))
+        found["net_name"] = f"{kind} blocks {depth}" + (f" ({name})" if name else "")
+    if "conv1.weight" in shapes and len(shapes["conv1.weight"]) == 4:
+        width, channels, kernel, _ = shapes["conv1.weight"]
+        found["base_width"] = width
+        found["in_channels"] = channels
+        found["stem"] = _STEMS.get(kernel, f"{kernel}x{kernel}")
+    found["reduction_dim"] = _reduction(shapes)
+    found["pooling"] = _pooling([name for name in shapes if name.startswith("pooling.")])
+    if "fc.weight" in shapes and len(shapes["fc.weight"]) == 2:
+        found["class_num"], found["classifier inputs"] = shapes["fc.weight"]
+    return found
+
+
+def _contradictions(checkpoint: Shapes, network: Shapes) -> list[str]:
+    """What the two differ in, one phrase each; empty when nothing was recognised."""
+    here, there = traits(checkpoint), traits(network)
+    keys = [key for key in there if key in here and here[key] != there[key]]
+    if "reduction_dim" in keys and "classifier inputs" in keys:
+        keys.remove("classifier inputs")  # they follow from the reduction
+    return [f"{key}: {here[key]} in the checkpoint, {there[key]} in the network" for key in keys]
+
+
+def _reduction(shapes: Shapes) -> Trait:
+    """Channels after the reduction, or in words what the classifier's inputs tell where there is none."""
+    if "layer_reduce.weight" in shapes:
+        return shapes["layer_reduce.weight"][0]
+    last = [shape[0] for name, shape in shapes.items() if _LAST.match(name) and len(shape) == 4]
+    if last and "fc.weight" in shapes and shapes["fc.weight"][-1] == last[-1] * (last[-1] + 1) // 2:
+        return f"none (covariance of all {last[-1]} channels)"
+    return "none (global average pooling)"
+
+
+def _pooling(names: list[str]) -> str:
+    """The pooling as far as its parameters tell: those without any cannot be told apart."""
+    if "pooling.conv.weight" in names:
+        return "dropcov"
+    return f"one with {', '.join(sorted(names))}" if names else "one without parameters"
