@@ -15,7 +15,7 @@ from covpool.checkpoints.format import load_network, read_checkpoint, save_check
 from covpool.config import Config, load_config
 from covpool.errors import UserError
 from covpool.evaluation import numpy_batches
-from covpool.research.study.dropcov_rate import plot_rates, rate_course
+from covpool.research.dropcov_rate import plot_rates, rate_course
 from covpool.runtime.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]

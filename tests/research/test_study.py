@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,11 +16,9 @@ import psutil
 import pytest
 
 from covpool.errors import ConfigError, UserError
-from covpool.research.study.plots import plot_final, plot_study
-from covpool.research.study.runner import run_study, states
-from covpool.research.study.runs import State
+from covpool.research.study.report import markdown, plot_final, plot_study, spread, summarise, write_summary
+from covpool.research.study.runner import State, run_study, states
 from covpool.research.study.spec import read_study
-from covpool.research.study.summary import markdown, spread, summarise, write_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "config" / "quickstart.yaml"
@@ -148,24 +147,29 @@ def test_a_stopped_study_goes_on_and_failures_do_not_stop_it(tmp_path: Path, cle
     text = "config: BASE\nseeds: [1]\nvariants: {good: {pooling: gap}, bad: {pooling: gap, class_num: 3}}\n"
     path = study_file(tmp_path, text)
     output = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "benchmarks" / "study.py"), "--study", str(path), "--output", str(output)]
+    command = [sys.executable, "-m", "covpool", "study", "--study", str(path), "--output", str(output)]
     command += [f"--{text}" for text in (*SMALL, DATA)]
-    log = output / "good" / "seed-1" / "train.log"
+    run = output / "good" / "seed-1"
 
     def stop_by(number: int, times_begun: int) -> tuple[int, str]:
-        """Start the study, send the signal once the run has begun that many times in all; exit code, errors."""
-        process = subprocess.Popen(command, env=clean_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: log.is_file() and log.read_text(encoding="utf-8").count("steps an epoch") == times_begun)
-        process.send_signal(number)
+        """Start the study and signal it and all of its group, as Ctrl-C does, once the run has begun so many times."""
+        process = subprocess.Popen(
+            command, env=clean_env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        wait_for(lambda: sum(log.read_text().count("steps an epoch") for log in run.rglob("train.log")) == times_begun)
+        os.killpg(process.pid, number)
         said = process.communicate(timeout=120)[1]
         wait_for(lambda: not trainings(output))
         return process.returncode, said
 
     assert stop_by(signal.SIGKILL, 1)[0] == -signal.SIGKILL
-    code, said = stop_by(signal.SIGTERM, 2)
-    assert code == 128 + signal.SIGTERM and "goes on from here" in said
+    code, said = stop_by(signal.SIGINT, 2)
+    assert code == 128 + signal.SIGINT and "goes on from here" in said
+    (saved,) = (run / "checkpoints").glob("epoch_0000_step_*.ckpt")
+    assert not (run / "failure.txt").exists()
     done = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stderr
+    assert f"{saved.name} after epoch 0 and" in (run / "train.log").read_text(encoding="utf-8")
     assert "failed: bad/seed-1: exit code 2" in done.stderr and "class_num" in done.stderr
     assert "| good | 1 |" in done.stdout and "| bad | 0 (1 failed) |" in done.stdout
     study = read_study(path)

@@ -14,7 +14,7 @@ from covpool.errors import UserError
 from covpool.research.compare_runs import comparison_table, plot_comparison, read_epochs
 from covpool.research.robustness.metrics import relative_errors
 from covpool.research.robustness.plot import plot_groups
-from covpool.research.study.summary import spread, spread_text
+from covpool.research.study.report import spread, spread_text
 from covpool.runtime.command import named_paths, new_parser
 from covpool.runtime.files import write_json
 
@@ -129,7 +129,7 @@ def dropcov_rate(argv: Sequence[str]) -> int:
     named = named_paths(arguments.runs, "NAME=RUN[,RUN ...]")
     first = next(iter(named.values()))[0] / "config.yaml"
     with open_session(load_config(first)):
-        from covpool.research.study.dropcov_rate import plot_rates, rate_course
+        from covpool.research.dropcov_rate import plot_rates, rate_course
 
         courses = {
             name: [rate_course(run, arguments.batches, arguments.data_path) for run in runs]

@@ -17,10 +17,9 @@ from covpool.config import Config, load_config
 from covpool.config.entry import open_session
 from covpool.data import open_source, steps_per_epoch
 from covpool.errors import UserError
-from covpool.research.study.runner import run_study, states
-from covpool.research.study.runs import State
+from covpool.research.study.report import markdown, plot_final, plot_study, spread, spread_text, write_summary
+from covpool.research.study.runner import State, run_study, states
 from covpool.research.study.spec import Run, Study, read_study
-from covpool.research.study.summary import markdown, spread, spread_text, write_summary
 from covpool.runtime.command import new_parser
 from covpool.runtime.files import write_json
 from covpool.runtime.signals import StopRequest
@@ -33,11 +32,9 @@ def clock(seconds: float) -> str:
 
 def write_results(study: Study, known: dict[Run, State], output: Path) -> str:
     """Write tables and plot; the Markdown table."""
-    from covpool.research.study import plots  # here: NumPy's threads must not start before signals are received
-
     groups = write_summary(study, known, output)
-    plots.plot_study(study, known, output / "curves.png")
-    plots.plot_final(study, known, output / "final.png")
+    plot_study(study, known, output / "curves.png")
+    plot_final(study, known, output / "final.png")
     return markdown(study, groups)
 
 

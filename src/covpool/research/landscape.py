@@ -173,7 +173,7 @@ def plot_landscape(runs: Mapping[str, Sequence[dict[str, float]]], path: Path, t
     """Both bands over training steps, one panel each; networks differ in colour, hatching and outline."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    from covpool.research.study.plots import COLOURS, LINES, new_figure, save
+    from covpool.plots import COLOURS, LINES, new_figure, save
 
     figure = new_figure(10, 4.0)
     panels = figure.subplots(1, 2)

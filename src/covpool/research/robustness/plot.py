@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covpool.research.study.plots import COLOURS, new_figure, save
+from covpool.plots import COLOURS, new_figure, save
 
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 

@@ -1,1 +1,1 @@
-"""Studies: grids of runs, what they came to, and plots of it."""
+"""Studies: grids of runs, their results and plots."""

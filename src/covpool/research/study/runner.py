@@ -1,11 +1,11 @@
-"""Run what is left of a study, one training process a run."""
+"""The runs of a study: what there is of each, and training of what is left, one process a run."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,95 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Callable
 
+import yaml
+
 from covpool.config import Config, load_config
 from covpool.errors import UserError
-from covpool.research.study.runs import FAILURE, State, state_of
 from covpool.research.study.spec import Run, Study
-from covpool.runtime.signals import StopRequest
-from covpool.runtime.processes import ends_with_this_process
+from covpool.runtime.files import read_bytes
+from covpool.runtime.processes import ends_with_this_process, python_command
+from covpool.runtime.signals import SIGNALS, StopRequest
+
+# What does not change a result: where it is written, how it is shown, and how many threads read images.
+_INCIDENTAL = ("output_path", "resume_ckpt", "progress", "debug", "num_workers", "log_interval", "result_path")
+_FAILURE = "failure.txt"
+_STOPPED = {sign * number + start for number in SIGNALS for sign, start in ((-1, 0), (1, 128))}  # exit codes
+_TRAIN = "import sys; sys.argv[0] = 'covpool'; from covpool.cli import main; main()"
+
+
+@dataclass(frozen=True)
+class State:
+    """What there is of a run.
+
+    Attributes:
+        epochs: Epoch records, in order.
+        wanted: Epochs that the configuration asks for.
+        failure: Why the last attempt failed; empty if it did not.
+    """
+
+    epochs: list[dict[str, Any]]
+    wanted: int
+    failure: str
+
+    @property
+    def done(self) -> bool:
+        """Whether every epoch is there."""
+        return len(self.epochs) >= self.wanted
+
+
+def state_of(folder: Path, config: Config) -> State:
+    """What a run folder holds of a run with this configuration.
+
+    Raises:
+        UserError: The folder holds a run with other settings.
+    """
+    if (folder / "config.yaml").is_file():
+        held = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        for key, value in config.to_dict().items():
+            if key not in _INCIDENTAL and key in held and held[key] != value:
+                raise UserError(
+                    f"{folder} holds a run with {key} = {held[key]}, the study asks for {value}: "
+                    "give another --output, or remove that folder"
+                )
+    failure = folder / _FAILURE
+    return State(
+        _read_epochs(folder / "metrics.jsonl"),
+        config.epoch_size,
+        failure.read_text(encoding="utf-8").strip() if failure.is_file() else "",
+    )
 
 
 @dataclass
-class _Job:
+class _Training:
     run: Run
     config: Config
     folder: Path
     slot: int
     process: subprocess.Popen[bytes]
     errors: IO[Any]
+    stopping: bool = False
+
+    def stop(self) -> None:
+        """Ask it, once, to save and stop: a second signal would end it before it has saved."""
+        if not self.stopping and self.process.poll() is None:
+            self.process.terminate()
+        self.stopping = True
+
+
+def _read_epochs(path: Path) -> list[dict[str, Any]]:
+    """Epoch records of a run; none where there is no run yet. A line that is being written is passed over.
+
+    ``covpool.training`` has a reader, too, but imports MindSpore, which a study leaves to its trainings.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for line in read_bytes(path).splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("kind") == "epoch" and isinstance(record.get("epoch"), int):
+            found[record["epoch"]] = record
+    return [found[epoch] for epoch in sorted(found)]
 
 
 def run_config(study: Study, run: Run, output: Path, overrides: Sequence[str]) -> Config:
@@ -83,7 +156,7 @@ def run_study(
     with _alone(output):
         known = states(study, output, overrides)
         waiting = [run for run, state in known.items() if not state.done]
-        running: list[_Job] = []
+        running: list[_Training] = []
         try:
             while running or (waiting and not stop.received):
                 while waiting and len(running) < jobs and not stop.received:
@@ -93,50 +166,52 @@ def run_study(
                 time.sleep(poll_s)
                 if stop.received:
                     for job in running:
-                        job.process.terminate()
+                        job.stop()
                 for job in running:
                     if job.process.poll() is not None:
                         _finish(job)
                     known[job.run] = state_of(job.folder, job.config)
                 running = [job for job in running if job.process.returncode is None]
         finally:
+            for job in running:  # an error of the study itself: they save, too
+                job.stop()
             for job in running:
-                job.process.kill()
                 job.process.wait()
         report(known, [])
     return known
 
 
-def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot: int, jobs: int) -> _Job:
+def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot: int, jobs: int) -> _Training:
     folder = output / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FAILURE).unlink(missing_ok=True)
+    (folder / _FAILURE).unlink(missing_ok=True)
     cores = sorted(os.sched_getaffinity(0))
     share = cores[slot % len(cores) :: jobs] if jobs > 1 else cores
     settings = [f"--{text}" for text in _settings(run, folder, overrides)]
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
     process = subprocess.Popen(
-        [sys.executable, "-m", "covpool", "train", f"--config_path={study.config}", *settings, "--resume_ckpt=auto"],
+        python_command(_TRAIN, "train", f"--config_path={study.config}", *settings, "--resume_ckpt=auto"),
         stdout=subprocess.DEVNULL,
         stderr=errors,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": str(len(share))},
+        start_new_session=True,  # a Ctrl-C in the terminal reaches the study alone, which then stops its trainings
         preexec_fn=ends_with_this_process(),  # two trainings must never write to one run folder
     )
     os.sched_setaffinity(process.pid, share)
-    return _Job(run, run_config(study, run, output, overrides), folder, slot, process, errors)
+    return _Training(run, run_config(study, run, output, overrides), folder, slot, process, errors)
 
 
-def _finish(job: _Job) -> None:
+def _finish(job: _Training) -> None:
     """Record why a process failed; one that a signal stopped did not."""
     job.errors.seek(0)
     lines = job.errors.read().decode("utf-8", "replace").strip().splitlines()
     job.errors.close()
     code = job.process.returncode
-    if code in (130, 143) or code == 0:
+    if code == 0 or code in _STOPPED:
         return
     said = [line for line in lines if line.startswith("error: ")] or lines or ["it said nothing"]
-    (job.folder / FAILURE).write_text(f"exit code {code}: {said[-1].removeprefix('error: ')}\n", encoding="utf-8")
+    (job.folder / _FAILURE).write_text(f"exit code {code}: {said[-1].removeprefix('error: ')}\n", encoding="utf-8")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a study came to: mean, spread and number of runs of each group, as Markdown, CSV and JSON."""
+"""The results of a study: mean, spread and number of runs of each group as Markdown, CSV, JSON and plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covpool.research.study.runs import State
+from covpool.plots import COLOURS, new_figure, save, style
+from covpool.research.study.runner import State
 from covpool.research.study.spec import Group, Run, Study
 from covpool.runtime.files import whole_file, write_json
 
@@ -125,3 +126,71 @@ def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> li
         with whole_file(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return groups
+
+
+def plot_study(study: Study, states: Mapping[Run, State], path: Path) -> None:
+    """Training loss and top-1 accuracy over epochs: mean of the finished seeds, band from the lowest to the highest.
+
+    Nothing is written while no run is done.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(9, 3.9)
+    loss, accuracy = figure.subplots(1, 2)
+    drawn = 0
+    for index, group in enumerate(study.groups):
+        runs = [state.epochs for run, state in states.items() if run.group == group and state.done]
+        if not runs:
+            continue
+        drawn += 1
+        _band(loss, runs, "loss", index, f"{group.name} (n = {len(runs)})")
+        _band(accuracy, runs, "top_1_accuracy", index, f"{group.name} (n = {len(runs)})", 100)
+    if not drawn:
+        return
+    for axes, label in ((loss, "training loss (cross entropy)"), (accuracy, "top-1 accuracy (%)")):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = accuracy.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, drawn), frameon=False, handlelength=3.5)
+    figure.suptitle(f"{study.title}: mean over seeds, band from lowest to highest")
+    save(figure, path)
+
+
+def plot_final(study: Study, states: Mapping[Run, State], path: Path) -> None:
+    """Top-1 accuracy after the last epoch: a row per group, an open circle per finished seed, a mark at their mean.
+
+    Nothing is written while no run is done.
+    """
+    groups = []
+    for group in study.groups:
+        runs = [state.epochs for run, state in states.items() if run.group == group and state.done]
+        values = [100 * epochs[-1]["top_1_accuracy"] for epochs in runs if "top_1_accuracy" in epochs[-1]]
+        if values:
+            groups.append((group.name, values))
+    if not groups:
+        return
+    figure = new_figure(7, 1.1 + 0.34 * len(groups))
+    axes = figure.subplots()
+    for row, (_, values) in enumerate(groups):
+        axes.plot(values, [row] * len(values), "o", color=COLOURS[1], markerfacecolor="none", markersize=8)
+        axes.plot([statistics.fmean(values)], [row], "|", color=COLOURS[0], markersize=18, markeredgewidth=2)
+    axes.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
+    axes.set(
+        ylim=(len(groups) - 0.5, -0.5), xlabel="top-1 accuracy (%)", title=f"{study.title}: seeds (o) and mean (|)"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
+def _band(
+    axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str, index: int, label: str, factor: float = 1.0
+) -> None:
+    """Draw one group's mean and range over the epochs at which every run has the value."""
+    import numpy as np  # here: its threads must not start before a study receives signals
+
+    x = sorted(set.intersection(*({e["epoch"] for e in epochs if key in e} for epochs in runs)))
+    values = factor * np.array([[e[key] for e in epochs if e["epoch"] in x] for epochs in runs])
+    look = style(index)
+    axes.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
+    axes.plot(x, values.mean(0), label=label, **look)

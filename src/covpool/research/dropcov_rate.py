@@ -15,9 +15,9 @@ from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import load_config
 from covpool.errors import UserError
 from covpool.evaluation import numpy_batches
+from covpool.plots import new_figure, save, style
 from covpool.pooling.covariance import centred
 from covpool.pooling.dropcov import DropCov
-from covpool.research.study.plots import new_figure, save, style
 from covpool.runtime.distributed import World
 
 
