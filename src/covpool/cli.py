@@ -47,6 +47,7 @@ _COMMANDS = {
     "check-device": ("check_data:check_devices", "Tell which devices MindSpore can use here, and why not."),
     "pack": ("data_sets:pack_folder", "Pack an image folder into MindRecord files."),
     "corrupt": ("data_sets:corrupt", "Write corrupted copies of images, as ImageNet-C has them."),
+    "make-textures": ("data_sets:make_textures", "Make a small data set of colour textures."),
     "fashion-mnist": ("fashion_mnist:fashion_mnist", "Prepare the Fashion-MNIST data set."),
     "fashion-mnist-sample": ("fashion_mnist:fashion_mnist_sample", "Make the sample that comes with the repository."),
     "complexity": ("figures:complexity", "Parameters and multiply-adds of networks and poolings."),
