@@ -98,7 +98,7 @@ def with_checkpoint(config: Config, checkpoint: Checkpoint, world: World | None 
     Raises:
         UserError: The network is another one than the configuration gives, or neither says which it is.
     """
-    saved = _mapping(checkpoint, "architecture")
+    saved = checkpoint.about.get("architecture", {})
     if not saved and not any(map(config.says, architecture(config))):
         raise UserError(f"{checkpoint.path} does not say which network it holds: give --config_path=FILE", exit_code=2)
     config, differing = _completed(config, checkpoint, saved)
@@ -122,7 +122,7 @@ def with_transform(
         UserError: What the checkpoint says is no transform.
     """
     values = {key: checkpoint.about[key] for key in ("mean", "std") if checkpoint.about.get(key)}
-    if _mapping(checkpoint, "transform"):
+    if "transform" in checkpoint.about:
         try:
             transform = ImageTransform.from_dict(checkpoint.about["transform"])
         except UserError as error:
@@ -148,13 +148,6 @@ def _completed(config: Config, checkpoint: Checkpoint, values: Mapping[str, Any]
         return config.replace(**taken), "; ".join(differing)
     except ConfigError as error:
         raise UserError(f"{checkpoint.path} does not fit: {error}") from error
-
-
-def _mapping(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    found = checkpoint.about.get(name) or {}
-    if not isinstance(found, dict):
-        raise UserError(f"{checkpoint.path}: damaged, its {name} is no mapping")
-    return found
 
 
 def _plain(value: Any) -> Any:

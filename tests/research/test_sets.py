@@ -6,17 +6,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
 
+from covpool.build import architecture, build_model
+from covpool.checkpoints.format import save_checkpoint
+from covpool.config import Config
+from covpool.config.command_line import parse_args
+from covpool.data import ImageTransform
 from covpool.errors import UserError
 from covpool.research.robustness.metrics import ALEXNET_ERRORS, corruption_summary, flip_rate, relative_errors
+from covpool.research.robustness.run import evaluate_robustness
 from covpool.research.robustness.sequences import read_frames, sequences
 from covpool.research.robustness.sets import corruption_folders, folder_source, network_classes
 from covpool.research.robustness.severities import CORRUPTIONS
 from covpool.research.robustness.tree import Plan, list_images, write_tree
+from covpool.runtime.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data" / "fashion_mnist_sample"
@@ -82,14 +91,30 @@ def test_labels_follow_the_network_whatever_the_folders(tmp_path: Path) -> None:
 
 def test_where_class_names_come_from(tmp_path: Path) -> None:
     listed = tmp_path / "names.txt"
-    listed.write_text("x\ny\n", encoding="utf-8")
-    assert network_classes(listed, ["a", "b"], [], 2) == ["x", "y"]
+    listed.write_text("\ufeffgreat white shark\r\n\n y\u2028z \n", encoding="utf-8")
+    assert network_classes(listed, ["a", "b"], [], 2) == ["great white shark", "y\u2028z"]
     assert network_classes(None, ["b", "a"], ["a"], 2) == ["b", "a"]
     assert network_classes(None, [], ["b", "a"], 2) == ["a", "b"]
     with pytest.raises(UserError, match="--class_names=FILE"):
         network_classes(None, [], ["a"], 2)
     with pytest.raises(UserError, match="names 2 classes"):
         network_classes(listed, [], [], 3)
+    listed.write_text("a b\nc\na b\n", encoding="utf-8")
+    with pytest.raises(UserError, match="names 'a b' twice"):
+        network_classes(listed, [], [], 3)
+
+
+def test_images_whose_names_differ_in_the_ending_alone_are_all_written(tmp_path: Path) -> None:
+    (tmp_path / "in" / "great white shark").mkdir(parents=True)
+    names = ["x.jpg", "x.jpeg", "y.jpg", "z.png", "z.JPG"]
+    for number, name in enumerate(names):
+        Image.new("L", (40, 40), 50 * number).save(tmp_path / "in" / "great white shark" / name)
+    plan = Plan(tmp_path / "in", tmp_path / "out", ("contrast",), (1,), "small", None)
+    assert sum(write_tree(plan, list_images(plan), 1)) == 5
+    written = tmp_path / "out" / "contrast" / "1" / "great white shark"
+    assert sorted(path.name for path in written.iterdir()) == ["x.jpeg", "x.jpg", "y.JPEG", "z.JPEG", "z.png"]
+    assert len({path.read_bytes() for path in written.iterdir()}) == 5
+    assert sum(write_tree(plan, list_images(plan), 1)) == 0
 
 
 def test_sequences_are_folders_or_pictures_with_frames(tmp_path: Path) -> None:
@@ -118,56 +143,65 @@ def test_a_film_without_ffmpeg_is_an_error_that_says_so(tmp_path: Path, monkeypa
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A configuration and a checkpoint of a network that has learned nothing but knows its classes, in odd order."""
-    import mindspore as ms
-
-    from covpool.build import architecture, build_model
-    from covpool.checkpoints.format import save_checkpoint
-    from covpool.config import load_config
-
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a network that has learned nothing but knows its classes, in odd order; nan.ckpt beside it."""
     folder = tmp_path_factory.mktemp("network")
-    values = ["net_name=resnet10", "base_width=4", "pooling=gap", "batch_size=16", "progress=plain"]
-    config = load_config(ROOT / "config" / "quickstart.yaml", values)
-    config.dump(folder / "config.yaml")
+    config = Config(net_name="resnet10", base_width=4, pooling="gap", stem="small", class_num=10, eval_image_size=28)
     ms.set_seed(3)
+    network = build_model(config)
     names = sorted((path.name for path in (SAMPLE / "val").iterdir()), reverse=True)
-    about = {"architecture": architecture(config), "class_names": names, "mean": [0.3] * 3, "std": [0.4] * 3}
-    save_checkpoint(folder / "net.ckpt", build_model(config), about=about)
-    return folder / "config.yaml", folder / "net.ckpt"
+    transform = ImageTransform(28, 28, (0.3,) * 3, (0.4,) * 3, crop_ratio=1.0)
+    about = {"architecture": architecture(config), "class_names": names, "transform": transform.to_dict()}
+    save_checkpoint(folder / "net.ckpt", network, about=about)
+    network.fc.bias.set_data(ms.Tensor(np.full(10, np.nan, np.float32)))
+    save_checkpoint(folder / "nan.ckpt", network, about=about)
+    return folder / "net.ckpt"
 
 
-def evaluate(checkpoint: tuple[Path, Path], env: dict[str, str], tmp_path: Path, *rest: str) -> dict:
-    command = [sys.executable, str(ROOT / "eval.py"), f"--config_path={checkpoint[0]}"]
-    command += [f"--checkpoint_file_path={checkpoint[1]}", f"--result_path={tmp_path / 'result.json'}", *rest]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("result: {")
-    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
-    return json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+def evaluate(checkpoint: Path, folder: Path, *rest: str) -> dict[str, Any]:
+    """The figures of a set, as they are shown, and as they are written."""
+    shown: list[dict[str, Any]] = []
+    argv = [f"--data_path={folder}", f"--checkpoint_file_path={checkpoint}", "--batch_size=16", "--progress=plain"]
+    config = parse_args([*argv, f"--result_path={folder}.json", *rest], "", config_optional=True)
+    try:
+        evaluate_robustness(config, World(), shown.append)
+        assert folder.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    finally:
+        assert len(shown) == 1
+        assert json.loads(Path(f"{folder}.json").read_text(encoding="utf-8"), parse_constant=pytest.fail) == shown[0]
+    return shown[0]
 
 
-def test_corrupted_images(checkpoint: tuple[Path, Path], clean_env: dict[str, str], tmp_path: Path) -> None:
+def test_corrupted_images(checkpoint: Path, clean_env: dict[str, str], tmp_path: Path) -> None:
+    """On the command line, without a configuration: the checkpoint knows its network and its images."""
     plan = Plan(SAMPLE / "val", tmp_path / "c", ("fog", "contrast"), (1, 5), "small", None, per_class=3)
     list(write_tree(plan, list_images(plan), 1))
-    found = evaluate(checkpoint, clean_env, tmp_path, "--robustness=imagenet_c", f"--data_path={tmp_path / 'c'}")
+    command = [sys.executable, str(ROOT / "eval.py"), f"--checkpoint_file_path={checkpoint}", "--batch_size=16"]
+    command += [f"--result_path={tmp_path / 'result.json'}", "--robustness=imagenet_c", f"--data_path={tmp_path / 'c'}"]
+    done = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("result: {'mce': None, 'mean_error': ")
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert found["num_samples"] == 4 * 30 and found["mce"] is None and len(found["missing"]) == 15
     errors = [e for entry in found["corruptions"].values() for e in entry["errors"].values()]
     assert len(errors) == 4 and all(0.5 <= error <= 1 for error in errors)
     assert found["mean_error"] == pytest.approx(np.mean(errors))
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_subset_of_the_classes(checkpoint: tuple[Path, Path], clean_env: dict[str, str], tmp_path: Path) -> None:
+def test_a_subset_of_the_classes(checkpoint: Path, graph_mode: None, tmp_path: Path) -> None:
     for name in ("bag", "coat"):
         (tmp_path / "a" / name).mkdir(parents=True)
         for path in sorted((SAMPLE / "val" / name).iterdir())[:10]:
             (tmp_path / "a" / name / path.name).symlink_to(path)
-    found = evaluate(checkpoint, clean_env, tmp_path, "--robustness=imagenet_a", f"--data_path={tmp_path / 'a'}")
+    found = evaluate(checkpoint, tmp_path / "a", "--robustness=imagenet_a")
     assert found["classes"] == 2 and found["num_samples"] == 20 and set(found["per_class"]) == {"bag", "coat"}
     assert found["top_1_accuracy"] >= found["top_1_accuracy_all_classes"]
+    with pytest.raises(UserError, match=r"20 of 20 images give NaN or infinite logits.*first fc\.bias"):
+        evaluate(checkpoint.with_name("nan.ckpt"), tmp_path / "a", "--robustness=imagenet_a")
 
 
-def test_sequences_of_frames(checkpoint: tuple[Path, Path], clean_env: dict[str, str], tmp_path: Path) -> None:
+def test_sequences_of_frames(checkpoint: Path, graph_mode: None, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name in ("gaussian_noise", "brightness"):
         for film in range(2):
@@ -176,5 +210,7 @@ def test_sequences_of_frames(checkpoint: tuple[Path, Path], clean_env: dict[str,
             still = Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8))
             for frame in range(3):
                 still.save(folder / f"{frame}.png")
-    found = evaluate(checkpoint, clean_env, tmp_path, "--robustness=imagenet_p", f"--data_path={tmp_path / 'p'}")
+    found = evaluate(checkpoint, tmp_path / "p", "--robustness=imagenet_p")
     assert found["sequences"] == 4 and found["flip_rates"] == {"gaussian_noise": 0.0, "brightness": 0.0}
+    with pytest.raises(UserError, match=r"frames of .*gaussian_noise/bag/0 give NaN"):
+        evaluate(checkpoint.with_name("nan.ckpt"), tmp_path / "p", "--robustness=imagenet_p")

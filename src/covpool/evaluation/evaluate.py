@@ -77,7 +77,8 @@ def count_batch(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndar
     ahead = (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
     finite = ~np.isnan(logits).any(1)
     highest = logits.max(1, keepdims=True)
-    losses = (highest + np.log(np.exp(logits - highest).sum(1, keepdims=True)) - own)[:, 0]
+    with np.errstate(invalid="ignore"):  # infinity less infinity: the caller counts such images
+        losses = (highest + np.log(np.exp(logits - highest).sum(1, keepdims=True)) - own)[:, 0]
     sums = [finite & (ahead < 1), finite & (ahead < 5), np.ones(len(labels)), losses]
     return np.stack([np.bincount(labels, weights=np.asarray(s, np.float64), minlength=classes) for s in sums])
 
@@ -138,22 +139,23 @@ class _Counts:
 
 
 def describe_overflow(network: nn.Cell, result: Evaluation, source: Source) -> str:
-    """Which images and which parameters are NaN or infinite, on one line; empty where every logit is finite."""
-    if not result.non_finite or result.first_non_finite is None:
-        return ""
-    text = (
-        f"{result.non_finite} of {result.num_samples} images give logits that are NaN or infinite (first "
-        f"{source.describe(result.first_non_finite)}); "
-    )
+    """Which images and parameters are NaN or infinite, on one line; empty where every logit and parameter is finite.
+
+    A parameter that is NaN need not show in the logits: on CPU a ReLU makes 0 of it.
+    """
     values = {p.name: float(np.abs(p.asnumpy()).max()) for p in network.get_parameters()}
     bad = [name for name, value in values.items() if not np.isfinite(value)]
+    parts = []
+    if result.first_non_finite is not None:
+        first = source.describe(result.first_non_finite)
+        parts = [f"{result.non_finite} of {result.num_samples} images give NaN or infinite logits, first {first}"]
     if bad:
-        return f"{text}{len(bad)} parameters of the network are NaN or infinite themselves, first {bad[0]}"
-    statistics = [
-        (value, name) for name, value in values.items() if name.endswith((".moving_mean", ".moving_variance"))
-    ]
-    value, name = max(statistics, default=(0.0, "none"))
-    return f"{text}every parameter is finite, the largest running statistic is {value:.2g} ({name})"
+        parts.append(f"{len(bad)} parameters or running statistics are NaN or infinite, first {bad[0]}")
+    elif parts:
+        statistics = [(v, name) for name, v in values.items() if name.endswith((".moving_mean", ".moving_variance"))]
+        value, name = max(statistics, default=(0.0, "there is none"))
+        parts.append(f"every parameter is finite, the largest running statistic is {value:.2g} ({name})")
+    return "; ".join(parts)
 
 
 def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:

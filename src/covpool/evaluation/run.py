@@ -107,7 +107,7 @@ def deliver(values: dict[str, Any], config: Config, world: World, show: Show, pr
         except OSError as error:
             raise UserError(f"cannot write result_path {config.result_path}: {error.strerror or error}") from error
     if problem:
-        raise UserError(f"the evaluation overflows: {problem}")
+        raise UserError(f"the result means nothing: {problem}")
 
 
 def _with_bar(batches: Iterable[Any], total: int, progress: str) -> Iterator[Any]:

@@ -70,7 +70,7 @@ class _Among(nn.Cell):
     """A network whose answers are among some of its classes: the logits of the others are far below."""
 
     def __init__(self, network: nn.Cell, classes: np.ndarray, count: int) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)  # the network's parameters keep their names
         self.network = network
         outside = np.full((1, count), -1e30, np.float32)
         outside[:, classes] = 0
@@ -158,12 +158,12 @@ def _perturbations(job: _Job) -> dict[str, Any]:
             for path, frames in zip(mine, job.bar(films, len(mine), f"{name} sequence")):
                 logits = _logits(job, transform.normalise_frames(frames))
                 if not np.isfinite(logits).all():
-                    job.problem = job.problem or f"logits of frames of {path} are NaN or infinite"
+                    job.problem = job.problem or f"frames of {path} give NaN or infinite logits"
                 flips += flip_rate([logits.argmax(1)], against_first="noise" in name)
         rates[name] = float(world.sum(np.array([flips], np.float64))[0]) / len(paths)
         count += len(paths)
     if world.sum(np.array([float(bool(job.problem))]))[0]:
-        job.problem = job.problem or "logits are NaN or infinite on another rank"
+        job.problem = job.problem or "frames give NaN or infinite logits on another rank"
     return {"mean_flip_rate": float(np.mean(list(rates.values()))), "flip_rates": rates, "sequences": count}
 
 
