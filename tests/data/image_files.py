@@ -51,6 +51,13 @@ def png_of_sixteen_bits(values: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def bomb() -> bytes:
+    """A PNG file of some bytes that claims 30 000 x 30 000 pixels."""
+    data = encoded()
+    header = (30_000).to_bytes(4, "big") * 2 + data[24:29]
+    return data[:16] + header + zlib.crc32(b"IHDR" + header).to_bytes(4, "big") + data[33:]
+
+
 def decoded(data: bytes) -> np.ndarray:
     """What the project reads from a file called x.png."""
     return decode_image(np.frombuffer(data, np.uint8), lambda: "x.png")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import resource
 import struct
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from covpool.data import array_source, open_source
-from covpool.data.fashion_mnist import read_idx
+from covpool.data.arrays import read_idx
 from covpool.errors import UserError
 
 
@@ -68,6 +69,22 @@ def test_damaged_idx_files(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(gzip.compress(b"\0\0\x0d\x01\0\0\0\0") if suffix else b"\0\0\x0d\x01\0\0\0\0")
     with pytest.raises(UserError, match="not an idx file of unsigned bytes"):
         read_idx(path)
+
+
+def test_idx_files_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """2 GiB of zeros in 2 MB; a header that claims 16 EiB; 255 dimensions: none is believed."""
+    path = tmp_path / "bomb.gz"
+    zeros = gzip.compress(bytes(1 << 20), 9) * 2048
+    for header, words in (
+        (struct.pack(">4B2I", 0, 0, 8, 2, 3, 4), "damaged: more than 12 values, its header says 3 x 4"),
+        (struct.pack(">4B4I", 0, 0, 8, 4, *[65536] * 4), "claims 18446744073709551616 values"),
+        (struct.pack(">4B255I", 0, 0, 8, 255, *[1] * 255), "not an idx file"),
+    ):
+        path.write_bytes(gzip.compress(header) + zeros)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UserError, match=words):
+            read_idx(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KiB"
 
 
 @pytest.mark.parametrize("nested", ["", "cifar-10-batches-bin"])

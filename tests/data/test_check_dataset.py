@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Callable
 import pytest
 
 from covpool.data import open_source
-from tests.data.image_files import PIXELS, animated, encoded
+from tests.data.image_files import PIXELS, animated, bomb, encoded
 
 
 def test_a_clean_data_set(check: Callable, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,12 +25,13 @@ def test_a_clean_data_set(check: Callable, folder: Path, tmp_path: Path, capsys:
 # What is put at train/cat/x.<ending>, and the kind and text that it must give.
 PROBLEMS: dict[str, tuple[str, bytes, str, str]] = {
     "truncated": ("jpg", encoded("JPEG")[:-20], "damaged", "truncated"),
+    "cut in the header": ("bmp", encoded("BMP")[:20], "damaged", ""),
     "zero bytes": ("png", b"", "damaged", "the file is empty"),
     "no image": ("jpg", b"<html>404</html>", "damaged", "the file is no image"),
     "damaged in the middle": ("png", encoded().replace(b"IDAT", b"IDAU"), "damaged", ""),
     "unsupported format": ("jpg", encoded("WEBP"), "unsupported", "WEBP data"),
     "unsupported ending": ("webp", encoded("WEBP"), "unsupported", "WEBP data, readable are .bmp"),
-    "animation": ("gif", animated("GIF"), "unsupported", "animated GIF data"),
+    "animation": ("gif", animated("GIF"), "unsupported", "GIF data"),
     "TIFF": ("tiff", encoded("TIFF"), "unsupported", "TIFF data"),
     "image without its ending": ("jfif", encoded("JPEG"), "unsupported", "JPEG data whose name does not end in .jpeg"),
 }
@@ -80,12 +82,19 @@ def test_gray_and_progressive_images_are_not_worth_a_note(check: Callable, folde
     assert check() == (0, [], [])
 
 
-def test_huge_images(check: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_images(check: Callable, folder: Path) -> None:
     (folder / "train" / "cat" / "x.bmp").write_bytes(encoded("BMP"))
-    monkeypatch.setattr("covpool.data.inspection.MAX_PIXELS", 1300)
-    assert check()[2] == [("large", "train/cat/x.bmp", "40 x 30 pixels take 0 MiB decoded")]
-    monkeypatch.setattr("covpool.data.decoding.MAX_PIXELS", 1100)
-    assert check()[:2] == (1, [("too large", "train/cat/x.bmp", "40 x 30 pixels, at most 1100 are read")])
+    assert check("--max_pixels=1300") == (0, [], [("large", "train/cat/x.bmp", "40 x 30 pixels take 0 MiB decoded")])
+    assert check("--max_pixels=1199")[1] == [("too large", "train/cat/x.bmp", "40 x 30 pixels, max_pixels is 1199")]
+    (folder / "train" / "cat" / "x.bmp").write_bytes(bomb())
+    assert check()[1] == [("too large", "train/cat/x.bmp", "30000 x 30000 pixels, max_pixels is 50000000")]
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.txt"])
+def test_a_fifo_is_no_image(name: str, check: Callable, folder: Path) -> None:
+    """Opening it would wait for ever."""
+    os.mkfifo(folder / "train" / "cat" / name)
+    assert check() == (0, [], [("left out", f"train/cat/{name}", "no file: folders in a class are not entered")])
 
 
 # Lets file permissions count for root too, then becomes the program that is named.

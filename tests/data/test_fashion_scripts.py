@@ -17,7 +17,7 @@ from PIL import Image
 from covpool import cli
 from covpool.commands import fashion_mnist as commands
 from covpool.data import open_source
-from covpool.data.fashion_mnist import CLASS_NAMES
+from covpool.data.arrays import FASHION_MNIST_CLASSES as CLASS_NAMES
 
 
 def idx(values: np.ndarray) -> bytes:
@@ -43,12 +43,8 @@ def originals(tmp_path: Path) -> Path:
 @pytest.fixture
 def published(originals: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same files, with their checksums and counts taken for the published ones."""
-    sums = {}
-    for path in originals.iterdir():
-        data = path.read_bytes()
-        sums[path.name[:-3]] = tuple(
-            hashlib.md5(part, usedforsecurity=False).hexdigest() for part in (data, gzip.decompress(data))
-        )
+    contents = {path.name[:-3]: gzip.decompress(path.read_bytes()) for path in originals.iterdir()}
+    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(commands, "CHECKSUMS", sums)
     monkeypatch.setattr(commands, "COUNTS", {"train": 30, "val": 20})
     return originals
@@ -61,7 +57,7 @@ def server(published: Path) -> Iterator[str]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(published))) as web:
-        thread = threading.Thread(target=web.serve_forever)
+        thread = threading.Thread(target=web.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{web.server_address[1]}/"
         web.shutdown()
@@ -95,6 +91,17 @@ def test_raw_from_a_web_server(published: Path, server: str, tmp_path: Path, cap
     assert prepare("--source", server, "--output", tmp_path / "raw2", "--raw") == 1
     assert "cannot download" in capsys.readouterr().err
     assert not (tmp_path / "raw2").exists()
+
+
+def test_a_server_that_sends_too_much(
+    published: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(commands, "MAX_DOWNLOAD", 10_000)
+    assert prepare("--source", server, "--output", tmp_path / "raw", "--raw") == 1
+    assert (
+        "-images-idx3-ubyte.gz has more than 10000 bytes: not one of the published files\n" in capsys.readouterr().err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["originals"]
 
 
 def test_another_compression_of_the_same_content_is_accepted(published: Path, tmp_path: Path) -> None:

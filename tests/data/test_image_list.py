@@ -8,7 +8,7 @@ from typing import Any, Callable
 import pytest
 
 from covpool.data import open_source
-from covpool.data.image_list import format_line, read_image_list, write_image_list
+from covpool.data.image_folder import format_line, read_image_list, write_image_list
 from covpool.errors import UserError
 
 

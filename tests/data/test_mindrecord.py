@@ -11,9 +11,10 @@ import pytest
 from covpool import cli
 from covpool.commands.data_sets import pack
 from covpool.config import Config
-from covpool.data import mindrecord, open_source
+from covpool.data import mindrecord_writer, open_source
 from covpool.data.image_folder import open_image_folder
-from covpool.data.mindrecord import open_mindrecord, pack_image_folder
+from covpool.data.mindrecord import open_mindrecord
+from covpool.data.mindrecord_writer import pack_image_folder
 from covpool.errors import UserError
 from tests.data.image_files import dataset
 
@@ -129,8 +130,8 @@ def test_one_shard_and_permissions(folder: Path, tmp_path: Path) -> None:
 def test_shards_share_the_images_and_follow_their_size(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mindrecord, "DEFAULT_SHARD_BYTES", 3000)
-    monkeypatch.setattr(mindrecord, "_CHUNK_BYTES", 4000)
+    monkeypatch.setattr(mindrecord_writer, "DEFAULT_SHARD_BYTES", 3000)
+    monkeypatch.setattr(mindrecord_writer, "_CHUNK_BYTES", 4000)
     pack(folder, tmp_path / "small")
     source = open_mindrecord(tmp_path / "small", "train")
     folder_source = open_image_folder(folder, "train")

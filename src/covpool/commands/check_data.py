@@ -12,17 +12,17 @@ from typing import Optional
 from tqdm import tqdm
 
 from covpool.data.check import Report, check_image_folder
-from covpool.data.image_list import write_image_list
+from covpool.data.datasets import DATASETS, IMAGE_FOLDERS, open_source
+from covpool.data.decoding import MAX_PIXELS
+from covpool.data.image_folder import write_image_list
 from covpool.data.inspection import Finding
-from covpool.data.sources import SPLITS, open_source
+from covpool.data.sources import SPLITS
 from covpool.data.usable import usable
 from covpool.errors import UserError
 from covpool.runtime.command import new_parser
 from covpool.runtime.cuda import INSTALL, activation_variables, find_wheels, wheels_problem
 from covpool.runtime.devices import DEVICES, check_device
 from covpool.runtime.files import write_json
-
-FOLDERS = ("image_folder", "imagenet2012", "imagenet")
 
 
 def check_data(argv: Sequence[str]) -> int:
@@ -37,17 +37,16 @@ def check_data(argv: Sequence[str]) -> int:
     """
     parser = new_parser("covpool check-data", check_data.__doc__)
     parser.add_argument("--data_path", type=Path, required=True, help="root of the data set")
-    parser.add_argument(
-        "--dataset", default="image_folder", choices=(*FOLDERS, "mindrecord", "fashion_mnist", "cifar10")
-    )
+    parser.add_argument("--dataset", default="image_folder", choices=tuple(DATASETS))
     parser.add_argument("--write_clean_list", type=Path, metavar="FILE", help="list of the good images, for image_list")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all findings as JSON")
     parser.add_argument("--workers", type=_count, help="processes; default: one per core")
     parser.add_argument("--min_images", type=_count, default=1, help="least training images of a class (default: 1)")
+    parser.add_argument("--max_pixels", type=_count, default=MAX_PIXELS, help="most pixels of an image")
     parser.add_argument("--duplicates", action="store_true", help="note images of val/ that are in train/ too")
     parser.add_argument("--notes", action="store_true", help="print every note, not one of each kind")
     arguments = parser.parse_args(argv)
-    is_folder = arguments.dataset in FOLDERS
+    is_folder = arguments.dataset in IMAGE_FOLDERS
     if not is_folder and (arguments.write_clean_list or arguments.duplicates or arguments.min_images > 1):
         parser.error("--write_clean_list, --duplicates and --min_images are for image folders")
     if not arguments.data_path.is_dir():
@@ -55,10 +54,15 @@ def check_data(argv: Sequence[str]) -> int:
     try:
         if is_folder:
             report = check_image_folder(
-                arguments.data_path, arguments.workers, arguments.min_images, arguments.duplicates, _bar
+                arguments.data_path,
+                arguments.workers,
+                arguments.min_images,
+                arguments.duplicates,
+                arguments.max_pixels,
+                _bar,
             )
         else:
-            report = _check_source(arguments.dataset, arguments.data_path, arguments.workers)
+            report = _check_source(arguments.dataset, arguments.data_path, arguments.workers, arguments.max_pixels)
         _print_report(report, arguments.data_path, arguments.notes)
         if arguments.json:
             _write_json(arguments.json, report, arguments.data_path)
@@ -75,12 +79,12 @@ def check_data(argv: Sequence[str]) -> int:
     return 1 if report.problems else 0
 
 
-def _check_source(dataset: str, folder: Path, workers: Optional[int]) -> Report:
+def _check_source(dataset: str, folder: Path, workers: Optional[int], max_pixels: int) -> Report:
     """Check what is no image folder, through the same source that training uses."""
     report = Report()
     for split in SPLITS:
         try:
-            source = open_source(dataset, folder, split)
+            source = open_source(dataset, folder, split, max_pixels=max_pixels)
             report.images[split], report.classes[split] = source.num_samples, len(source.class_names)
             with tqdm(total=source.num_samples, desc=split, unit="image", disable=None) as bar:
                 _, problems = usable(source, workers, progress=bar.update)

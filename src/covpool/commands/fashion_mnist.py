@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import shutil
+import struct
 import subprocess
 import tempfile
 import urllib.error
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from covpool.data.fashion_mnist import CLASS_NAMES, FILES, find_idx, read_idx
+from covpool.data.arrays import FASHION_MNIST_CLASSES, FASHION_MNIST_FILES, find_idx, read_idx
 from covpool.errors import UserError
 from covpool.runtime.command import new_parser
 from covpool.runtime.files import whole_folder
@@ -25,15 +25,15 @@ from covpool.runtime.files import whole_folder
 AUTHORS_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
-# MD5 of each file as the authors publish it (compressed, README of github.com/zalandoresearch/fashion-mnist), and of
-# what it holds when decompressed, which other compressions of the same file share. MD5 finds damage; it is no
-# protection against somebody who forges a file on purpose.
+# MD5 of what each file holds when decompressed, taken from files whose own sums are those that the authors publish
+# (README of github.com/zalandoresearch/fashion-mnist). MD5 finds damage; it is no protection against a forger.
 CHECKSUMS = {
-    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
-    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9"),
-    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a"),
-    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965"),
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
+MAX_DOWNLOAD = 64 << 20  # bytes of a file; the largest has 26 MB
 COUNTS = {"train": 60000, "val": 10000}
 
 
@@ -79,7 +79,7 @@ def prepare(source: str, output: Path, *, raw: bool = False, any_content: bool =
     """
     with whole_folder(output) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
         folder = fetch(source, Path(scratch))
-        files = [find_idx(folder, name) for split in FILES.values() for name in split]
+        files = [find_idx(folder, name) for split in FASHION_MNIST_FILES.values() for name in split]
         if not any_content:
             for path in files:
                 verify(path)
@@ -87,7 +87,7 @@ def prepare(source: str, output: Path, *, raw: bool = False, any_content: bool =
             for path in files:
                 shutil.copyfile(path, partial / path.name)
             return len(files)
-        return sum(write_images(folder, split, partial / split, any_content) for split in FILES)
+        return sum(write_images(folder, split, partial / split, any_content) for split in FASHION_MNIST_FILES)
 
 
 def fetch(source: str, scratch: Path) -> Path:
@@ -127,43 +127,38 @@ def fetch_url(address: str, scratch: Path) -> None:
                 with tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as bar:
                     while block := response.read(1 << 16):
                         bar.update(file.write(block))
+                        if file.tell() > MAX_DOWNLOAD:
+                            raise UserError(f"{url} has more than {MAX_DOWNLOAD} bytes: not one of the published files")
         except (urllib.error.URLError, OSError) as error:
             raise UserError(f"cannot download {url}: {getattr(error, 'reason', error)}") from error
 
 
 def verify(path: Path) -> None:
-    """Raise UserError unless the file is the published one, or another compression of the same content."""
-    published, content = CHECKSUMS[path.name[:-3] if path.suffix == ".gz" else path.name]
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        if _md5(data) == published:
-            return
-        read_idx(path)  # a clear error for a damaged file
-        data = gzip.decompress(data)
-    if _md5(data) != content:
+    """Raise UserError unless the file holds what the published one does, however it is compressed."""
+    values = read_idx(path)
+    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
+    found = hashlib.md5(header + values.tobytes(), usedforsecurity=False).hexdigest()
+    expected = CHECKSUMS[path.name.removesuffix(".gz")]
+    if found != expected:
         raise UserError(
-            f"{path} is not the published file (MD5 of the content is {_md5(data)}, not {content}); "
+            f"{path} is not the published file (MD5 of the content is {found}, not {expected}); "
             "--any_content accepts other data in the same format"
         )
 
 
 def write_images(folder: Path, split: str, output: Path, any_content: bool) -> int:
     """Write one split as PNG files in one folder per class; returns their number."""
-    images, labels = (read_idx(find_idx(folder, name)) for name in FILES[split])
+    images, labels = (read_idx(find_idx(folder, name)) for name in FASHION_MNIST_FILES[split])
     if len(images) != len(labels) or (not any_content and len(images) != COUNTS[split]):
         raise UserError(f"{split}: {len(images)} images and {len(labels)} labels, expected {COUNTS[split]} of each")
-    if len(labels) and labels.max() >= len(CLASS_NAMES):
-        raise UserError(f"{split}: label {labels.max()} is outside the {len(CLASS_NAMES)} classes")
-    for name in CLASS_NAMES:
+    if len(labels) and labels.max() >= len(FASHION_MNIST_CLASSES):
+        raise UserError(f"{split}: label {labels.max()} is outside the {len(FASHION_MNIST_CLASSES)} classes")
+    for name in FASHION_MNIST_CLASSES:
         (output / name).mkdir(parents=True)
     rows = zip(images, labels.tolist())
     for number, (image, label) in enumerate(tqdm(rows, desc=split, total=len(images), unit="image", disable=None)):
-        Image.fromarray(image).save(output / CLASS_NAMES[label] / f"{number:05d}.png")
+        Image.fromarray(image).save(output / FASHION_MNIST_CLASSES[label] / f"{number:05d}.png")
     return len(images)
-
-
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 README = """# Fashion-MNIST, a small sample
@@ -224,7 +219,8 @@ def fashion_mnist_sample(argv: Sequence[str]) -> int:
     counts = {"train": arguments.train, "val": arguments.val}
     with whole_folder(arguments.output) as partial:
         total = sum(
-            write_sample(arguments.source, split, counts[split], arguments.seed, partial / split) for split in FILES
+            write_sample(arguments.source, split, counts[split], arguments.seed, partial / split)
+            for split in FASHION_MNIST_FILES
         )
         readme = README.format(seed=arguments.seed, **counts)
         (partial / "README.md").write_text(readme, encoding="utf-8")
@@ -240,7 +236,7 @@ def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = []
-    for label, name in enumerate(CLASS_NAMES):
+    for label, name in enumerate(FASHION_MNIST_CLASSES):
         members = np.flatnonzero(labels == label)
         if not 0 < per_class <= len(members):
             raise UserError(f"class {name} has {len(members)} images, {per_class} were asked for")
@@ -250,14 +246,14 @@ def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
 
 def write_sample(source: Path, split: str, per_class: int, seed: int, output: Path) -> int:
     """Write the sample of one split; returns its size in bytes."""
-    images, labels = (read_idx(find_idx(source, name)) for name in FILES[split])
-    for name in CLASS_NAMES:
+    images, labels = (read_idx(find_idx(source, name)) for name in FASHION_MNIST_FILES[split])
+    for name in FASHION_MNIST_CLASSES:
         (output / name).mkdir(parents=True)
     size = 0
     for index in tqdm(choose(labels, per_class, seed).tolist(), desc=split, unit="image", disable=None):
         data = encode(images[index])
         size += len(data)
-        (output / CLASS_NAMES[labels[index]] / f"{index:05d}.png").write_bytes(data)
+        (output / FASHION_MNIST_CLASSES[labels[index]] / f"{index:05d}.png").write_bytes(data)
     return size
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from covpool.data.arrays import ArraySource, array_source
+from covpool.data.datasets import open_source
 from covpool.data.failures import pipeline_error, pipeline_errors
 from covpool.data.pipeline import (
     create_dataset,
@@ -10,7 +12,7 @@ from covpool.data.pipeline import (
     steps_per_epoch,
     training_positions,
 )
-from covpool.data.sources import ArraySource, Source, array_source, open_source
+from covpool.data.sources import Source
 from covpool.data.transforms import Augmentation, ImageTransform
 from covpool.data.usable import usable
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Callable, Optional
 
-from covpool.data.decoding import EXTENSIONS, printable
+from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, printable
 from covpool.data.image_folder import is_folder, leads_nowhere, visible
 from covpool.data.inspection import Finding, inspect_files
 from covpool.data.sources import SPLITS
@@ -47,6 +47,7 @@ def check_image_folder(
     workers: Optional[int] = None,
     min_images: int = 1,
     duplicates: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[Iterable, int], Iterable] = lambda items, total: items,
 ) -> Report:
     """Read and decode every image below ``train/`` and ``val/``, and look at the folders.
@@ -56,6 +57,7 @@ def check_image_folder(
         workers: Processes, None for one per core.
         min_images: A class with fewer usable training images is a problem.
         duplicates: Whether to look for images of ``val/`` that are in ``train/`` too, byte for byte.
+        max_pixels: An image of more is a problem.
         progress: Wraps an iterable of known length, e.g. in a progress bar.
 
     Raises:
@@ -64,7 +66,7 @@ def check_image_folder(
     report = Report()
     listed = {split: _list_split(root, split, report) for split in SPLITS}
     paths = [path for classes in listed.values() for members in classes.values() for path in members]
-    results = inspect_files([root / path for path in paths], workers, duplicates)
+    results = inspect_files([root / path for path in paths], workers, duplicates, max_pixels)
     good: Counter[str] = Counter()
     usable: list[str] = []
     digests: dict[bytes, str] = {}

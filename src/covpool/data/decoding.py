@@ -11,10 +11,9 @@ import io
 import os
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Callable, Union
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -23,8 +22,24 @@ from PIL.PngImagePlugin import PngImageFile
 from covpool.errors import UserError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png")
-# Pillow's own limit against decompression bombs: a small file of more pixels than this would fill the memory.
-MAX_PIXELS = 178_956_970
+# A file of some kilobytes may claim any number of pixels: this many take about 0.4 GB of memory while they are decoded.
+MAX_PIXELS = 50_000_000
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes, by version
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"8BPS": "Photoshop",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\1\0": "icon",
+}
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF", b"hevc": "HEIF"}
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # all that matters to pixels, but for the transparency
 
 
@@ -33,6 +48,10 @@ class _Jpeg(JpegImageFile):
 
     def _read_dpi_from_exif(self) -> None:
         """Nobody needs the resolution, and Pillow warns of every camera whose EXIF block is not quite right."""
+
+
+_READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {"JPEG": _Jpeg, "PNG": PngImageFile, "BMP": BmpImageFile}
+_NO_IMAGE = ("damaged", "the file is no image")
 
 
 class ImageError(Exception):
@@ -48,32 +67,47 @@ class ImageError(Exception):
         self.kind, self.reason = kind, reason
 
 
-def open_image(data: bytes) -> ImageFile:
+def image_kind(data: bytes) -> str:
+    """Return the format of an image file by its first 32 bytes, e.g. ``"JPEG"``; empty for what is none.
+
+    No decoder sees the bytes: those of rare formats are where the faults are.
+    """
+    if data[:2] == b"BM":
+        return "BMP" if int.from_bytes(data[14:18], "little") in _BMP_HEADERS else ""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":
+        return _BRANDS.get(data[8:12], "")
+    return next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), "")
+
+
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """Read the header of an encoded image.
 
+    Args:
+        data: The file's bytes.
+        max_pixels: Greatest width times height; nothing is decoded to find it out.
+
     Raises:
-        ImageError: No image, a format that is not supported, a damaged header, or more than ``MAX_PIXELS``.
+        ImageError: No image, a format that is not supported, a damaged header, or more pixels.
     """
     if not data:
         raise ImageError("damaged", "the file is empty")
-    stream = io.BytesIO(data)
+    kind = image_kind(data)
+    if kind not in _READERS:
+        readable = ", ".join(EXTENSIONS)
+        raise ImageError(*(("unsupported", f"{kind} data, readable are {readable} files") if kind else _NO_IMAGE))
     try:
-        if data.startswith(b"\xff\xd8\xff"):
-            image: ImageFile = _Jpeg(stream)
-        elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        if kind == "PNG":
             _check_png(data)
-            image = PngImageFile(stream)
-        elif data.startswith(b"BM"):
-            image = BmpImageFile(stream)
-        else:
-            raise _other_format(stream)
+        image = _READERS[kind](io.BytesIO(data))
     except ImageError:
         raise
     except Exception as error:  # of many types, and about nothing but these bytes
         raise ImageError("damaged", _reason(error)) from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError("too large", f"{width} x {height} pixels, at most {MAX_PIXELS} are read")
+    if width * height > max_pixels:
+        raise ImageError("too large", f"{width} x {height} pixels, max_pixels is {max_pixels}")
     return image
 
 
@@ -101,18 +135,19 @@ def load_image(image: ImageFile) -> np.ndarray:
         raise ImageError("damaged", _reason(error)) from error
 
 
-def decode_image(data: np.ndarray, name: Callable[[], str]) -> np.ndarray:
+def decode_image(data: np.ndarray, name: Callable[[], str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image file to RGB, uint8 (H, W, 3), see :func:`load_image`.
 
     Args:
         data: The file's bytes, uint8 (n,).
         name: Gives what a message calls the file.
+        max_pixels: Greatest width times height.
 
     Raises:
         UserError: One line that names the file and says what is wrong with it.
     """
     try:
-        with open_image(data.tobytes()) as image:
+        with open_image(data.tobytes(), max_pixels) as image:
             return load_image(image)
     except ImageError as error:
         raise UserError(f"{error.kind} image {name()}: {error.reason}") from error
@@ -142,19 +177,6 @@ def _check_png(data: bytes) -> None:
         if kind == b"IEND":
             return
         place = end + 4
-
-
-def _other_format(stream: io.BytesIO) -> ImageError:
-    try:
-        with Image.open(stream) as image:
-            kind: Any = image.format
-            animated = getattr(image, "is_animated", False)
-    except UnidentifiedImageError:
-        return ImageError("damaged", "the file is no image")
-    except Exception as error:
-        return ImageError("damaged", _reason(error))
-    readable = ", ".join(EXTENSIONS)
-    return ImageError("unsupported", f"{'animated ' if animated else ''}{kind} data, readable are {readable} files")
 
 
 def _reason(error: Exception) -> str:

@@ -1,19 +1,26 @@
-"""Images in ``data_path/train/<class>/*`` and ``data_path/val/<class>/*``."""
+"""Images in ``data_path/train/<class>/*`` and ``data_path/val/<class>/*``, and lists of those to be used.
+
+A list is a text file with one ``<split>/<class>/<file>`` a line. Paths are below the data set's root, in UTF-8. Empty
+lines and lines that begin with ``#`` are passed over. A path that would not survive as a line (line breaks, blanks at
+its ends, bytes that are no UTF-8) stands as a JSON string.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from covpool.data.decoding import EXTENSIONS, printable
-from covpool.data.image_list import read_image_list
-from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, _frozen
+from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, frozen
 from covpool.errors import UserError
+from covpool.runtime.files import read_bytes, read_text, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +52,7 @@ class FolderSource(Source):
     def read(self, index: int) -> np.ndarray:
         """Return the bytes of one file, uint8 (n,)."""
         try:
-            return np.fromfile(self.path(index), np.uint8)
+            return np.frombuffer(read_bytes(self.path(index)), np.uint8)
         except OSError as error:
             raise UserError(f"cannot read image {self.describe(index)}: {error.strerror or error}") from error
 
@@ -75,7 +82,7 @@ def open_image_folder(folder: Path, split: str, image_list: Optional[Path] = Non
     Args:
         folder: Holds ``train/`` and, for that split, ``val/``.
         split: ``"train"`` or ``"val"``.
-        image_list: A file that names the images to use, see ``image_list.py``.
+        image_list: A file that names the images to use, see above.
 
     Raises:
         UserError: No such folders, a class without images, a class in ``val/`` that ``train/`` lacks, or a symbolic
@@ -106,11 +113,11 @@ def open_image_folder(folder: Path, split: str, image_list: Optional[Path] = Non
         name=str(folder),
         split=split,
         class_names=tuple(train_classes),
-        labels=_frozen(labels.astype(np.int32)),
+        labels=frozen(labels.astype(np.int32)),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         root=folder / split,
-        files=_frozen(np.asarray(files, dtype=bytes)),
+        files=frozen(np.asarray(files, dtype=bytes)),
     )
 
 
@@ -186,3 +193,69 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     if leads_nowhere(entry):
         raise UserError(f"symbolic link leads nowhere: {printable(entry.path)}")
     return entry.is_dir()
+
+
+def format_line(path: str) -> str:
+    """Return the line for one path."""
+    return path if path.isprintable() and path == path.strip() and path[:1] not in '#"' else json.dumps(path)
+
+
+def write_image_list(path: Path, images: Iterable[str], comment: str = "") -> None:
+    """Write a list of paths ``<split>/<class>/<file>``.
+
+    Args:
+        path: The file to write; an earlier one is replaced when the new one is complete.
+        images: The paths, as ``os.fsdecode`` gives them.
+        comment: First line.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    lines = [f"# {comment}"] if comment else []
+    text = "".join(f"{line}\n" for line in [*lines, *map(format_line, images)])
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_image_list(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Read a list: file names by split and class, all in sorted order.
+
+    Raises:
+        UserError: The file cannot be read, or a line is no path ``<split>/<class>/<file>`` or occurs twice.
+    """
+    try:
+        text = read_text(path)
+    except UnicodeError as error:
+        raise UserError(f"image_list {path} is no text in UTF-8") from error
+    except OSError as error:
+        raise UserError(f"cannot read image_list {path}: {error.strerror or error}") from error
+    found: dict[str, dict[str, set[str]]] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        try:
+            split, label, name = _path(line).split("/")
+        except ValueError:
+            split = label = name = ""
+        if split not in ("train", "val") or {label, name} & {"", ".", ".."}:
+            raise UserError(
+                f"image_list {path}, line {number}: {printable(line)[:100]!r} is no path train/<class>/<file> or "
+                "val/<class>/<file>"
+            )
+        names = found.setdefault(split, {}).setdefault(label, set())
+        if name in names:
+            raise UserError(f"image_list {path}, line {number}: {printable(line)} stands there twice")
+        names.add(name)
+    return {
+        split: {label: sorted(names) for label, names in sorted(classes.items())} for split, classes in found.items()
+    }
+
+
+def _path(line: str) -> str:
+    text = json.loads(line) if line.startswith('"') else line
+    if "\0" in text:
+        raise ValueError
+    return str(text)

@@ -13,8 +13,8 @@ from typing import Optional
 
 from PIL.ImageFile import ImageFile
 
-from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, image_kind, load_image, open_image
 from covpool.data.augmentation import LONGEST
+from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, ImageError, image_kind, load_image, open_image
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
 from covpool.runtime.files import open_regular, read_bytes
@@ -53,9 +53,7 @@ class Finding:
     path: str = ""
 
 
-def inspect_image(
-    path: Path, wants_digest: bool = False, max_pixels: int = MAX_PIXELS
-) -> tuple[list[Finding], bytes]:
+def inspect_image(path: Path, wants_digest: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[list[Finding], bytes]:
     """Read and decode a file that training would read.
 
     Args:

@@ -1,9 +1,9 @@
-"""Image folders packed into MindRecord files, and read back by index.
+"""Image folders packed into MindRecord files (``mindrecord_writer``), read by index.
 
-``pack_image_folder`` writes with MindSpore's ``FileWriter``: any MindRecord reader understands the files. Training
-needs images by number, in an order of its own, which no reader of MindSpore offers at a bearable cost (``FileReader``
-goes front to back, ``MindPage`` searches its index for every row: 10 ms a row at 3 000 rows). So the index that lies
-beside every shard (an SQLite file) is read once, and an image is then one read of known place and length.
+Training needs images by number, in an order of its own, which no reader of MindSpore offers at a bearable cost
+(``FileReader`` goes front to back, ``MindPage`` searches its index for every row: 10 ms a row at 3 000 rows). So the
+index that lies beside every shard (an SQLite file) is read once, and an image is then one read of known place and
+length. What header and index say is checked before it is used: they may come from anywhere.
 
 Format, version 3.0: a shard begins with the length of its header (8 bytes, little-endian) and the header (JSON); pages
 of ``page_size`` bytes follow at ``header_size``. The index names page and place of every row; what lies there is the
@@ -21,27 +21,27 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
 
 import numpy as np
 
-from covpool.data.decoding import decode_image, printable
-from covpool.data.image_folder import FolderSource
-from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, _frozen
+from covpool.data.decoding import printable
+from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, frozen
 from covpool.errors import UserError
-from covpool.runtime.environment import available_cores
+from covpool.runtime.files import open_regular
 
 VERSION = "3.0"
-_COLUMNS = {"image": "bytes", "label": "int32", "number": "int64", "file": "string"}
+COLUMNS = {"image": "bytes", "label": "int32", "number": "int64", "file": "string"}
 _LENGTH_BYTES = 8
-_PAGE_SIZES = (1 << 25, 1 << 28)  # MindRecord's default and greatest; a page must hold the largest image
-_CHUNK_BYTES = 64 << 20
-_MAX_SHARDS = 1000
-DEFAULT_SHARD_BYTES = 1 << 30
+PAGE_SIZES = (1 << 25, 1 << 28)  # MindRecord's default and greatest; a page must hold the largest image
+MAX_SHARDS = 1000
+_MAX_PAGES = 1 << 31
+_MAX_HEADER = 64 << 20  # bytes
+_MAX_PATH = 4096
+_QUERY = "SELECT number_0, label_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END, file_0 FROM INDEXES"
 
 
 class _Handles:
@@ -127,174 +127,113 @@ def open_mindrecord(folder: Path, split: str) -> MindRecordSource:
     pattern = re.compile(rf"{split}\.mindrecord\d*")
     present = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
     if not present:
-        raise UserError(f"no {split}.mindrecord files in {folder}: scripts/to_mindrecord.py makes them")
-    header = _read_header(present[0])
-    shards = tuple(folder / name for name in header["shard_addresses"])
-    parts = [_read_index(shard, number) for number, shard in enumerate(shards)]
+        raise UserError(f"no {split}.mindrecord files in {folder}: covpool pack makes them")
+    header = _read_header(present[0], split)
+    shards = tuple(folder / name for name in header.shards)
+    parts = [_read_index(shard, number, split) for number, shard in enumerate(shards)]
     numbers, labels, files, shard_of, offsets, lengths = (np.concatenate(column) for column in zip(*parts))
     order = np.argsort(numbers)
-    class_names, expected = _description(header, present[0])
-    if not np.array_equal(numbers[order], np.arange(expected)):
-        raise UserError(f"{folder}: the {split} shards hold {len(numbers)} images, {expected} were packed")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise UserError(f"{folder}: {split} labels reach {labels.max()}, there are {len(class_names)} classes")
+    if len(numbers) != header.num_samples or not np.array_equal(numbers[order], np.arange(len(numbers))):
+        raise UserError(f"{folder}: the {split} shards hold {len(numbers)} images, {header.num_samples} were packed")
+    if not 0 <= labels.min() <= labels.max() < len(header.class_names):
+        raise UserError(f"{folder}: {split} labels reach {labels.max()}, there are {len(header.class_names)} classes")
     return MindRecordSource(
         name=str(folder),
         split=split,
-        class_names=class_names,
-        labels=_frozen(labels[order].astype(np.int32)),
+        class_names=header.class_names,
+        labels=frozen(labels[order].astype(np.int32)),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         shards=shards,
-        files=_frozen(files[order]),
-        shard_of=_frozen(shard_of[order]),
-        offsets=_frozen(offsets[order]),
-        lengths=_frozen(lengths[order]),
+        files=frozen(files[order]),
+        shard_of=frozen(shard_of[order]),
+        offsets=frozen(offsets[order]),
+        lengths=frozen(lengths[order]),
         handles=_Handles(shards),
     )
 
 
-def pack_image_folder(
-    source: FolderSource, folder: Path, shards: Optional[int] = None, workers: Optional[int] = None
-) -> Iterator[int]:
-    """Write one split of an image folder as ``folder/<split>.mindrecord*``; the files appear where they stay.
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """What a shard says of itself, checked."""
 
-    Nothing else may use ``folder`` meanwhile: give it a temporary name and rename it when all is there.
+    shards: tuple[str, ...]
+    header_size: int
+    page_size: int
+    class_names: tuple[str, ...]
+    num_samples: int
 
-    Args:
-        source: The images, in the order that the packed split keeps.
-        folder: An existing folder.
-        shards: Number of files, 1 to 1000; by default one per GiB.
-        workers: Threads that read images; by default one per core.
 
-    Yields:
-        Images written, after every portion.
-
-    Raises:
-        UserError: An image cannot be read or is damaged, or the files cannot be written.
-    """
-    sizes = np.array([_size(source.path(index)) for index in range(source.num_samples)], np.int64)
-    if shards is None:
-        shards = -(-int(sizes.sum()) // DEFAULT_SHARD_BYTES)
-        shards = min(max(shards, 1), source.num_samples, _MAX_SHARDS)
-    if not 1 <= shards <= min(source.num_samples, _MAX_SHARDS):
-        most = min(source.num_samples, _MAX_SHARDS)
-        raise UserError(f"shards must lie in 1 to {most} for {source.num_samples} images, got {shards}")
-    # Equal portions for every shard: what does not divide would always go to the last one.
-    chunk = shards * max(1, int(_CHUNK_BYTES // max(1, sizes.mean() * shards)))
+def _read_header(path: Path, split: str) -> _Header:
     try:
-        writer = _writer(source, folder, shards, int(sizes.max()))
-        for rows in _portions(source, chunk, workers):
-            writer.write_raw_data(rows)
-            yield len(rows)
-        writer.commit()
-        for path in folder.glob(f"{source.split}.mindrecord*"):
-            path.chmod(0o644)  # MindSpore makes them readable by their owner alone
-    except (RuntimeError, OSError) as error:  # MindRecord's errors are RuntimeErrors
-        told = re.search(r"\[ERROR\] (.+)", str(error))  # MindSpore frames its messages
-        raise UserError(f"cannot write {folder}: {told[1] if told else error}") from error
-    packed = open_mindrecord(folder, source.split)
-    if not np.array_equal(packed.lengths, sizes) or not np.array_equal(packed.labels, source.labels):
-        raise UserError(f"{folder}: what was written is not what was read; did {source.root} change meanwhile?")
-
-
-def _writer(source: FolderSource, folder: Path, shards: int, largest: int) -> Any:
-    from mindspore.mindrecord import FileWriter
-
-    page = _PAGE_SIZES[0]
-    while page < largest + (1 << 20) and page < _PAGE_SIZES[1]:
-        page *= 2
-    if page < largest + (1 << 20):
-        raise UserError(f"an image of {largest} bytes is too large for a MindRecord file (its pages end at 256 MiB)")
-    writer = FileWriter(str(folder / f"{source.split}.mindrecord"), shards)
-    writer.set_page_size(page)
-    about = {"class_names": source.class_names, "num_samples": source.num_samples}
-    writer.add_schema({name: {"type": kind} for name, kind in _COLUMNS.items()}, json.dumps(about))
-    writer.add_index([name for name in _COLUMNS if name != "image"])
-    return writer
-
-
-def _portions(source: FolderSource, chunk: int, workers: Optional[int]) -> Iterator[list[dict[str, Any]]]:
-    """Rows of ``chunk`` images; while a portion is written the next one is read."""
-    with ThreadPoolExecutor(workers or available_cores()) as pool:
-        pending: list[Future[dict[str, Any]]] = []
-        try:
-            for start in range(0, source.num_samples + chunk, chunk):
-                rows, pending = (
-                    pending,
-                    [
-                        pool.submit(_row, source, index)
-                        for index in range(start, min(start + chunk, source.num_samples))
-                    ],
-                )
-                if rows:
-                    yield [row.result() for row in rows]
-        finally:
-            for row in pending:
-                row.cancel()
-
-
-def _row(source: FolderSource, index: int) -> dict[str, Any]:
-    data = source.read(index)
-    decode_image(data, lambda: source.describe(index))
-    return {
-        "image": data.tobytes(),
-        "label": int(source.labels[index]),
-        "number": index,
-        "file": source.files[index].decode("utf-8", "backslashreplace"),
-    }
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror or error}") from error
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(length)) if 0 < length < 1 << 30 else None
+            content = json.loads(file.read(length)) if 0 < length <= _MAX_HEADER else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"damaged MindRecord file {path}: its header cannot be read") from error
-    if not isinstance(header, dict) or "version" not in header:
+    if not isinstance(content, dict) or "version" not in content:
         raise UserError(f"damaged MindRecord file {path}: it has no header")
-    if header["version"] != VERSION:
-        raise UserError(f"{path}: MindRecord version {header['version']}, readable is {VERSION}")
-    columns = {name: kind.get("type") for name, kind in header["schema"][0]["schema"].items()}
-    if columns != _COLUMNS:
-        raise UserError(f"{path}: columns {', '.join(columns)}, needed are {', '.join(_COLUMNS)} (to_mindrecord.py)")
-    return header
-
-
-def _description(header: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
+    if content["version"] != VERSION:
+        raise UserError(f"{path}: MindRecord version {content['version']}, readable is {VERSION}")
     try:
-        about = json.loads(header["schema"][0]["desc"])
-        return tuple(about["class_names"]), int(about["num_samples"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no class names in the description of its schema (to_mindrecord.py)") from error
+        schema = content["schema"][0]
+        columns = {name: kind["type"] for name, kind in schema["schema"].items()}
+        names, sizes = content["shard_addresses"], (content["header_size"], content["page_size"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"damaged MindRecord file {path}: its header lacks {error}") from error
+    if columns != COLUMNS:
+        raise UserError(f"{path}: columns {', '.join(columns)}, needed are {', '.join(COLUMNS)} (covpool pack)")
+    # A name could lead anywhere, a number be of any size: both are used as they stand.
+    is_name = re.compile(rf"{split}\.mindrecord\d*").fullmatch
+    if not isinstance(names, list) or not 0 < len(names) <= MAX_SHARDS or len(set(map(str, names))) != len(names):
+        raise UserError(f"damaged MindRecord file {path}: it names no shards")
+    if not all(isinstance(name, str) and is_name(name) for name in names):
+        raise UserError(f"damaged MindRecord file {path}: it names shards that are none of {split}")
+    if not all(type(size) is int and 0 < size <= PAGE_SIZES[1] for size in sizes):
+        raise UserError(f"damaged MindRecord file {path}: sizes of {sizes[0]!r} and {sizes[1]!r} bytes")
+    return _Header(tuple(names), sizes[0], sizes[1], *_description(schema, path))
 
 
-def _read_index(shard: Path, number: int) -> tuple[np.ndarray, ...]:
+def _description(schema: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
+    try:
+        about = json.loads(schema["desc"])
+        names, count = about["class_names"], about["num_samples"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no class names in the description of its schema (covpool pack)") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise UserError(f"damaged MindRecord file {path}: its class names are no list of different names")
+    if type(count) is not int or count < 1:
+        raise UserError(f"damaged MindRecord file {path}: it says that {count!r} images were packed")
+    return tuple(names), count
+
+
+def _read_index(shard: Path, number: int, split: str) -> tuple[np.ndarray, ...]:
     """Numbers, labels, files, shard number, places and lengths of the rows of one shard."""
-    header = _read_header(shard)
+    header = _read_header(shard, split)
     index = Path(f"{shard}.db")
     if not index.is_file():
         raise UserError(f"cannot read {index}: it belongs to {shard.name}, copy both")
-    query = "SELECT number_0, label_0, file_0, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
     try:
         # immutable: no lock files, which read-only and network file systems may refuse.
         address = f"file:{quote(str(index.resolve()))}?mode=ro&immutable=1"
         with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
-            rows = database.execute(query).fetchall()
+            database.execute("PRAGMA trusted_schema = OFF")
+            if database.execute("SELECT type FROM sqlite_master WHERE name = 'INDEXES'").fetchall() != [("table",)]:
+                raise sqlite3.DatabaseError("it has no table of images")  # a view could compute for ever
+            rows = database.execute(_QUERY).fetchall()
     except sqlite3.Error as error:
         raise UserError(f"damaged index {index}: {error}") from error
-    table = np.array([(row[0], row[1], *row[3:]) for row in rows], np.int64).reshape(-1, 5)
-    numbers, labels, pages, begin, end = table.T
-    files = np.array([row[2].encode("utf-8") for row in rows], dtype=bytes)
-    offsets = header["header_size"] + pages * header["page_size"] + begin
+    if not all(type(file) is str and len(file) <= _MAX_PATH and {*map(type, r)} == {int} for *r, file in rows):
+        raise UserError(f"damaged index {index}: a row is not of numbers and the path of a file")
+    try:
+        numbers, labels, pages, begin, end = np.array([row[:-1] for row in rows], np.int64).reshape(-1, 5).T
+    except OverflowError as error:
+        raise UserError(f"damaged index {index}: {error}") from error
+    is_page, is_row = (pages >= 0) & (pages < _MAX_PAGES), (begin >= 0) & (end <= header.page_size)
+    if not (is_page & is_row & (begin + _LENGTH_BYTES < end)).all():
+        raise UserError(f"damaged index {index}: an image lies outside of the pages of {shard.name}")
+    files = np.array([row[-1].encode("utf-8") for row in rows], dtype=bytes)
+    offsets = header.header_size + pages * header.page_size + begin
     return numbers, labels, files, np.full(len(rows), number, np.int32), offsets, end - begin - _LENGTH_BYTES

@@ -13,7 +13,7 @@ import numpy as np
 from covpool.data.sources import Source
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
-from covpool.runtime.files import write_json
+from covpool.runtime.files import read_text, write_json
 
 _CHUNK = 64  # images that a thread takes at once
 
@@ -58,7 +58,7 @@ def usable(
             f"the ranks do not see the same images: {source.split} has {count} on rank {rank} and {seen} on all "
             f"{world_size} ranks together"
         )
-    stamp = source.stamp() if cache is not None and rank == 0 else ""
+    stamp = f"{source.stamp()} {source.max_pixels}" if cache is not None and rank == 0 else ""
     marks = _remembered(cache, stamp, count) if cache is not None and rank == 0 else None
     known = marks is not None
     if not total(np.array([known], np.float64))[0]:
@@ -109,7 +109,7 @@ def _problem(source: Source, index: int) -> str:
 def _remembered(cache: Path, stamp: str, count: int) -> Optional[np.ndarray]:
     """Marks from the cache, if it is there, undamaged and of the same files."""
     try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
+        content = json.loads(read_text(cache))
         if content["stamp"] != stamp or content["num_samples"] != count:
             return None
         marks = np.zeros(count)

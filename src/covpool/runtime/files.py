@@ -43,7 +43,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with _workspace(target) as folder:
             temporary = folder / f"new{target.suffix}"
-            mode = _mode_of_new_file(temporary)
+            mode = mode_of_new_file(temporary)
             yield temporary
             temporary.chmod(mode)
             _sync(temporary)
@@ -216,7 +216,7 @@ def _ended_by_exception() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _mode_of_new_file(path: Path) -> int:
+def mode_of_new_file(path: Path) -> int:
     """The permissions that a new file gets there, from the umask and the folder; ``path`` is free again."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
