@@ -42,11 +42,6 @@ class Layer:
     notes: dict[str, None] = field(default_factory=dict)
     of_ports: bool = False
 
-    def set(self, option: Option, value: Any, where: str) -> None:
-        """Stores a value."""
-        self.values[option.name] = value
-        self.origins[option.name] = where
-
     def get(self, option: Option) -> Any:
         """Returns the checked value of a key, or its default."""
         if option.name not in self.values:
@@ -121,15 +116,6 @@ def build_config(layer: Layer, path: str | os.PathLike[str], overrides: Sequence
     return config
 
 
-def read_layer(path: str | os.PathLike[str]) -> Layer:
-    """Reads a file and the files it is based on.
-
-    Raises:
-        ConfigError: A file is not valid, or the chain of bases comes back to itself.
-    """
-    return _read_chain(path, ())
-
-
 def apply_overrides(layer: Layer, overrides: Sequence[str]) -> None:
     """Applies `--key=value` settings to what the files say.
 
@@ -162,10 +148,15 @@ def _override(layer: Layer, key: str, text: str) -> None:
         value = parse_value(text, where)
     elif option.kind != "str":
         value = resolve(text)
-    layer.set(option, value, COMMAND_LINE)
+    layer.values[key], layer.origins[key] = value, COMMAND_LINE
 
 
-def _read_chain(path: str | os.PathLike[str], chain: tuple[Path, ...]) -> Layer:
+def read_layer(path: str | os.PathLike[str], chain: tuple[Path, ...] = ()) -> Layer:
+    """Reads a file and the files it is based on; `chain` holds those that are based on it.
+
+    Raises:
+        ConfigError: A file is not valid, or the chain of bases comes back to itself.
+    """
     documents = read_documents(path)
     file = Path(path).resolve()
     if file in chain:
@@ -177,11 +168,11 @@ def _read_chain(path: str | os.PathLike[str], chain: tuple[Path, ...]) -> Layer:
     if base is None:
         layer = Layer()
     elif isinstance(base, str):
-        layer = _read_chain(find_file(Path(path).parent, base), (*chain, file))
+        layer = read_layer(find_file(Path(path).parent, base), (*chain, file))
     else:
         raise ConfigError(f"{path}:{values.lines['base']}: base = {show(base)}: must be the name of a file")
     for key, (value, where) in _canonical(values, str(path), layer.notes).items():
-        layer.set(find_option(key, where), value, where)
+        layer.values[find_option(key, where).name], layer.origins[key] = value, where
     layer.of_ports = base is None and not IGNORED.keys().isdisjoint(values.values)
     for key, (value, _) in _canonical(helps, str(path), {}).items():
         layer.helps[key] = " ".join(str(value).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 from covpool.config.command_line import format_value, value_name
@@ -103,23 +104,16 @@ covariance pooling in these papers. With `--optimizer=momentum` or `--net_name=r
 def render() -> str:
     """Returns the reference as Markdown."""
     lines = [_OPENING]
-    section = ""
-    for option in options().values():
-        if option.section != section:
-            section = option.section
-            lines += [f"### {section}\n", "| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-        value = value_name(option).replace("|", ", ") if option.choices else option.type_name
-        limit = f", {option.bounds}" if option.bounds else ""
-        lines.append(f"| `{option.name}` | {value}{limit} | `{format_value(option.default)}` | {option.help} |")
-        if option.name in _last_of_section():
-            lines.append("")
+    for section, members in itertools.groupby(options().values(), key=lambda option: option.section):
+        lines += [f"### {section}\n", "| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+        for option in members:
+            value = value_name(option).replace("|", ", ") if option.choices else option.type_name
+            limit = f", {option.bounds}" if option.bounds else ""
+            lines.append(f"| `{option.name}` | {value}{limit} | `{format_value(option.default)}` | {option.help} |")
+        lines.append("")
     synonyms = "\n".join(f"* `{old}`: `{new}`" for old, new in sorted(SYNONYMS.items()))
     ignored = ", ".join(f"`{key}`" for key in sorted(IGNORED))
     return "\n".join(lines) + "\n" + _COMBINATIONS + synonyms + "\n" + _IGNORED + ignored + ".\n" + _CLASSES
-
-
-def _last_of_section() -> set[str]:
-    return set({option.section: name for name, option in options().items()}.values())
 
 
 if __name__ == "__main__":
