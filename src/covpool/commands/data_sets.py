@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
+from PIL import Image
 from tqdm import tqdm
 
+from covpool.data.decoding import MAX_PIXELS
 from covpool.data.image_folder import open_image_folder
-from covpool.data.mindrecord import pack_image_folder
+from covpool.data.mindrecord_writer import pack_image_folder
 from covpool.data.sources import SPLITS
-from covpool.errors import UserError
+from covpool.data.textures import DIFFERENCES, Textures
 from covpool.research.robustness.severities import CORRUPTIONS, SCALES, SEVERITIES
 from covpool.research.robustness.tree import Plan, list_images, write_tree
 from covpool.runtime.command import new_parser
@@ -35,11 +38,12 @@ def pack_folder(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
     parser.add_argument("--shards", type=int, help="files per split; default: one per GiB")
     parser.add_argument("--workers", type=int, help="threads that read images; default: one per core")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="most pixels of an image")
     arguments = parser.parse_args(argv)
     if arguments.workers is not None and arguments.workers < 1:
         parser.error(f"--workers must be at least 1, got {arguments.workers}")
     os.environ.setdefault("GLOG_v", "3")
-    counts = pack(arguments.data_path, arguments.output, arguments.shards, arguments.workers)
+    counts = pack(arguments.data_path, arguments.output, arguments.shards, arguments.workers, arguments.max_pixels)
     # Blocks in use: MindRecord leaves room in a file that takes no place on the disk.
     size = sum(path.stat().st_blocks * 512 for path in arguments.output.iterdir())
     told = ", ".join(f"{count} {split} images" for split, count in counts.items())
@@ -47,7 +51,13 @@ def pack_folder(argv: Sequence[str]) -> int:
     return 0
 
 
-def pack(data_path: Path, output: Path, shards: Optional[int] = None, workers: Optional[int] = None) -> dict[str, int]:
+def pack(
+    data_path: Path,
+    output: Path,
+    shards: Optional[int] = None,
+    workers: Optional[int] = None,
+    max_pixels: int = MAX_PIXELS,
+) -> dict[str, int]:
     """Make the folder ``output`` from the image folder ``data_path``.
 
     Returns:
@@ -56,10 +66,10 @@ def pack(data_path: Path, output: Path, shards: Optional[int] = None, workers: O
     Raises:
         UserError: The output exists, a class folder is empty, an image is damaged, or the disk is full.
     """
-    if output.exists():
-        raise UserError(f"{output} exists already: choose another name or remove it")
     sources = [
-        open_image_folder(data_path, split) for split in SPLITS if split == "train" or (data_path / split).is_dir()
+        dataclasses.replace(open_image_folder(data_path, split), max_pixels=max_pixels)
+        for split in SPLITS
+        if split == "train" or (data_path / split).is_dir()
     ]
     with whole_folder(output) as partial:
         for source in sources:
@@ -114,4 +124,43 @@ def corrupt(argv: Sequence[str]) -> int:
         written += count
     wanted = len(images) * len(plan.corruptions) * len(plan.severities)
     print(f"{plan.output}: {written} files written, {wanted - written} were there; {len(images)} images")
+    return 0
+
+
+def make_textures(argv: Sequence[str]) -> int:
+    """Make an image folder of colour textures whose classes differ in one statistic alone.
+
+    covpool make-textures --output DIR [--by correlation|orientation|colour ...] [--strength 0.6]
+
+    By correlation of the channels: equal means and variances, second-order information only, which covariance pooling
+    is for. By orientation of the grain. By mean colour: first-order information. DIR gets train/<class>/NNNN.png and
+    val/<class>/NNNN.png, and appears only when it is complete.
+    """
+    parser = new_parser("covpool make-textures", make_textures.__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="the folder to make; must not exist")
+    parser.add_argument("--by", nargs="+", choices=DIFFERENCES, default=["correlation"], help="what classes differ in")
+    parser.add_argument("--strength", type=float, default=0.6, help="how much they differ, 0 to 1 (default: 0.6)")
+    parser.add_argument("--classes", type=int, default=6, help="number of classes, 2 to 8 (default: 6)")
+    parser.add_argument("--size", type=int, default=96, help="height and width in pixels (default: 96)")
+    parser.add_argument("--train", type=int, default=50, help="training images per class (default: 50)")
+    parser.add_argument("--val", type=int, default=20, help="validation images per class (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images (default: 0)")
+    arguments = parser.parse_args(argv)
+    if min(arguments.train, arguments.val) < 1 or arguments.seed < 0:
+        parser.error("--train and --val must be at least 1, --seed at least 0")
+    try:
+        textures = Textures(tuple(arguments.by), arguments.classes, arguments.size, arguments.strength)
+    except ValueError as error:
+        parser.error(str(error))
+    with whole_folder(arguments.output) as partial:
+        for split, count in (("train", arguments.train), ("val", arguments.val)):
+            for label in range(textures.classes):
+                folder = partial / split / f"texture_{label}"
+                folder.mkdir(parents=True)
+                # Splits have seeds of their own: no validation image is a training image.
+                images = textures.images(label, count, 2 * arguments.seed + (split == "val"))
+                for number, image in enumerate(images):
+                    Image.fromarray(image).save(folder / f"{number:04d}.png")
+    total = textures.classes * (arguments.train + arguments.val)
+    print(f"{arguments.output}: {total} images of {textures.classes} classes")
     return 0
