@@ -37,5 +37,5 @@ cat <<END
 Top-1 accuracy $accuracy on 500 images that were not trained on (chance: 10 %).
 The run is in $output: curves.png, metrics.jsonl, checkpoints/, net.mindir.
 Next: your own images, DIR/train/CLASS/* and DIR/val/CLASS/*:
-    .venv/bin/python train.py --config_path=config/finetune.yaml --data_path=DIR --class_num=N
+    .venv/bin/python train.py --config_path=config/finetune.yaml --data_path=DIR
 END
