@@ -134,7 +134,7 @@ def load_network(
         UserError: One line with everything that differs.
     """
     saved = checkpoint.about.get("architecture", {})
-    ignored = {"class_num"} if fine_tune else set()
+    ignored = {"class_num", "pooling_args"} if fine_tune else set()
     differing = [
         f"{key} is {saved[key]!r} in the checkpoint and {value!r} in the configuration"
         for key, value in (architecture or {}).items()
