@@ -36,7 +36,11 @@ def on_two_ranks(root: Path, tmp_path: Path, clean_env: dict[str, str]) -> Calla
         script = tmp_path / "ranks.py"  # a file: GRAPH mode reads sources
         script.write_text(BEGIN + lines + END)
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, str(script)]
-        env = {**clean_env, "PYTHONPATH": str(root), "PATH": f"{Path(sys.executable).parent}:{clean_env['PATH']}"}
+        env = {
+            **clean_env,
+            "PYTHONPATH": str(root / "src"),
+            "PATH": f"{Path(sys.executable).parent}:{clean_env['PATH']}",
+        }
         done = subprocess.run(
             [*command, str(tmp_path), mode], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300
         )

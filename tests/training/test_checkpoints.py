@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -95,6 +97,9 @@ def test_fine_tuning_leaves_out_a_classifier_of_other_classes(tmp_path: Path) ->
     assert (target.fc.weight.asnumpy() == fresh).all()
     assert (target.conv1.weight.asnumpy() == source.conv1.weight.asnumpy()).all()
     assert load_network(network(), checkpoint, {"class_num": 3}, fine_tune=True)
+    named = replace(checkpoint, about={**checkpoint.about, "class_names": ["a", "b", "c"]})
+    for names, loaded in ((["a", "b", "c"], True), (["a", "b", "d"], False), (["b", "a", "c"], False)):
+        assert load_network(network(), named, fine_tune=True, class_names=names) == loaded
     with pytest.raises(UserError, match="class_num is 3 in the checkpoint and 7"):
         load_network(target, checkpoint, {"class_num": 7})
 
@@ -161,11 +166,12 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a file elsewhere": lambda index: index.replace(b'"epoch_0005.ckpt"', b'"../epoch_0005.ckpt"'),
     "a step that is none": lambda index: index.replace(b'"step": 50', b'"step": "5\\u0000"'),
     "a metric that is none": lambda index: index.replace(b'"metric": 0.6', b'"metric": []'),
+    "an infinite metric": lambda index: index.replace(b'"metric": 0.9', b'"metric": Infinity'),
     "nested deeply": lambda index: b"[" * 100_000,
 }
 
 
-@pytest.mark.parametrize("how", [*DAMAGES, "folder", "missing"])
+@pytest.mark.parametrize("how", [*DAMAGES, "folder", "pipe", "missing"])
 def test_an_index_is_made_anew_from_whole_checkpoints(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,6 +180,8 @@ def test_an_index_is_made_anew_from_whole_checkpoints(
     path.unlink()
     if how == "folder":
         path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
     elif how in DAMAGES:
         path.write_bytes(DAMAGES[how](whole))
     (tmp_path / "notes.ckpt").write_bytes(b"of somebody else")
@@ -214,6 +222,29 @@ def test_damaged_checkpoints_stay_out_of_a_new_index(tmp_path: Path, caplog: pyt
     assert newest is not None and newest.about["epoch"] == 4 and store.best_metric is None
 
 
+@pytest.mark.parametrize("name", ["epoch_0001.ckpt", "epoch_0006.ckpt", "best.ckpt"])
+def test_a_folder_with_the_name_of_a_checkpoint_is_named(name: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"^{tmp_path / name} is no file, but has the name of a checkpoint"):
+        CheckpointStore(tmp_path, 3).tidy()
+    assert (tmp_path / name).is_dir()
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_rates_go_on_from_the_same_epoch(steps: int, tmp_path: Path) -> None:
+    """Saved after epoch 3 of 10 steps, one of which did not count because its gradients overflowed."""
+    net = network()
+    opt = optimizer(net)
+    opt.global_step.set_data(ms.Tensor([29], ms.int32))
+    TrainingState(net, opt, CheckpointStore(tmp_path, 3), World(), 10, {}).save(Position(3))
+    state = TrainingState(net, optimizer(net), CheckpointStore(tmp_path, 3), World(), steps, {})
+    checkpoint = state.find("auto")
+    assert checkpoint is not None and state.restore(checkpoint, {}) == Position(3)
+    assert state.optimizer.global_step.asnumpy().tolist() == [29 if steps == 10 else 3 * steps]
+
+
 class Ranks:
     """A world of two in which the other rank has so many bad parameters."""
 
@@ -238,5 +269,5 @@ def test_what_is_not_finite_is_never_saved(where: str, bad: float, tmp_path: Pat
         parameter.set_data(ms.Tensor(values))
     name = {"weight": "1 of them, first weight", "moment": "1 of them, first moments.weight"}.get(where, where)
     with pytest.raises(NonFiniteState, match=rf"^parameters are NaN or infinite after step 20 \(.*{name}\)"):
-        state.save(Position(20), 0.5, best=True)
+        state.save(Position(2), 0.5, best=True)
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ from covpool.pooling import list_poolings, pooling_info
 from covpool.pooling.base import Pooling
 from covpool.training.losses import LabelSmoothingCrossEntropy
 from covpool.training.mixed_precision import apply_amp_level
-from covpool.training.precision import loss_scale_manager
+from covpool.training.step import loss_scale_manager
 
 LEVELS = ("O1", "O2", "O3", "auto")
 HALF = {"FLOAT16", "BFLOAT16"}

@@ -8,12 +8,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from covpool.training.progress import NonFiniteLoss, StepProgress
+from covpool.checkpoints.state import Position
+from covpool.training.progress import EpochProgress, NonFiniteLoss, Plan
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_loss_that_is_no_number_is_named_by_its_step(bad: float) -> None:
-    progress = StepProgress(2, 5, 10, np.full(50, 0.1), 4, 3, None, False)
+    progress = EpochProgress(Plan(5, 10, np.full(50, 0.1), 4, 3), Position(2))
     losses = [1.0, 2.0, 3.0, 4.0, bad, bad]
 
     def step(number: int) -> None:
@@ -23,17 +24,17 @@ def test_the_first_loss_that_is_no_number_is_named_by_its_step(bad: float) -> No
 
     for number in range(1, 6):
         step(number)  # losses are fetched at the first step and at every third
-    assert progress.loss_sum == 6 and progress.loss_count == 3
+    assert progress._loss_sum == 6 and progress._loss_count == 3
     with pytest.raises(NonFiniteLoss, match=rf"^the loss is {bad} at step 25 \(epoch 3\): training stopped"):
         step(6)
-    assert progress.loss_sum == 10 and progress.loss_count == 4
+    assert progress._loss_sum == 10 and progress._loss_count == 4
 
 
 def test_speed_where_one_call_stands_for_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a data sink the first call comes after all steps, and no time is left to measure after it."""
     now = [100.0]
     monkeypatch.setattr("covpool.training.progress.time.monotonic", lambda: now[0])
-    progress = StepProgress(0, 1, 50, np.full(50, 0.1), 4, 100, None, False)
+    progress = EpochProgress(Plan(1, 50, np.full(50, 0.1), 4, 100), Position())
     now[0] += 10.0
     arguments = SimpleNamespace(net_outputs=ms.Tensor(1.0, ms.float32), cur_step_num=50)
     progress.on_train_step_end(SimpleNamespace(original_args=lambda: arguments))

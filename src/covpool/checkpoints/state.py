@@ -8,14 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.format import Checkpoint, load_network, load_optimizer, optimizer_state, read_checkpoint
+from covpool.checkpoints.format import (
+    Checkpoint,
+    load_network,
+    load_optimizer,
+    optimizer_state,
+    other_classes,
+    read_checkpoint,
+)
 from covpool.checkpoints.store import CheckpointStore
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
-from covpool.training.ranks import running_statistics, set_running_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +36,13 @@ class Position:
     """How far a training is.
 
     Attributes:
-        step: Steps that are done, over all epochs.
-        loss_sum: Sum of this rank's losses in the epoch that has begun.
+        epoch: Whole epochs that are done.
+        step: Steps that are done of the epoch after them.
+        loss_sum: Sum of this rank's losses in these steps.
         loss_count: How many they are.
     """
 
+    epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -78,22 +87,28 @@ class TrainingState:
             NonFiniteState: On every rank, if one has a parameter that is NaN or infinite; nothing is saved.
             UserError: If the checkpoint cannot be written.
         """
-        epoch, done = divmod(position.step, self.steps)
-        self._check_finite(position.step)
+        epoch, step = position.epoch, position.epoch * self.steps + position.step
+        self.check_finite(step)
         ranks, about = None, dict(self.about)
-        if done:
+        if position.step:
             ranks = _gathered(self.world, running_statistics(self.network))
             losses = _gathered(self.world, np.array([position.loss_sum, position.loss_count], np.float64))
             about.update(steps_per_epoch=self.steps, losses=losses.tolist())
         if self.world.is_main:
             if regular:
-                self.store.save(self.network, self.optimizer, epoch, position.step, metric, about, ranks)
+                self.store.save(self.network, self.optimizer, epoch, step, metric, about, ranks)
             if best and metric is not None:
-                self.store.save_best(self.network, self.optimizer, epoch, position.step, metric, about)
+                self.store.save_best(self.network, self.optimizer, epoch, step, metric, about)
         self.world.barrier()
 
-    def _check_finite(self, step: int) -> None:
-        """Gradients that are no numbers show in the next loss, too late for a checkpoint that is due before it."""
+    def check_finite(self, step: int) -> None:
+        """Look for parameters that are NaN or infinite; every rank calls it.
+
+        Gradients that are no numbers show in the next loss, too late for a checkpoint that is due before it.
+
+        Raises:
+            NonFiniteState: On every rank, if one has any.
+        """
         parameters = [*self.network.get_parameters(), *optimizer_state(self.optimizer, self.network).values()]
         bad = [p.name for p in parameters if not np.isfinite(p.asnumpy()).all()]
         if self.world.sum(np.array([len(bad)], np.float64)).any():
@@ -104,30 +119,46 @@ class TrainingState:
                 "a lower loss_scale usually helps"
             )
 
-    def resume(self, path: str, architecture: Mapping[str, Any]) -> Position | None:
-        """Restore network and optimiser from ``path``, or from the newest whole checkpoint for 'auto'.
-
-        Returns:
-            Where to go on; None if 'auto' finds nothing.
+    def find(self, path: str) -> Checkpoint | None:
+        """The checkpoint at ``path``; for 'auto' the newest whole one in the store, None if there is none.
 
         Raises:
-            UserError: The checkpoint is damaged, or of another network, optimiser or epoch length.
+            UserError: It is missing or damaged.
         """
-        checkpoint = self.store.newest_valid() if path == "auto" else read_checkpoint(Path(path))
-        if checkpoint is None:
-            return None
+        return self.store.newest_valid() if path == "auto" else read_checkpoint(Path(path))
+
+    def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Position:
+        """Set network and optimiser to what a checkpoint holds; where to go on.
+
+        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch.
+
+        Raises:
+            UserError: The checkpoint is of other classes, of another network or optimiser, or from within an epoch of
+                another length.
+        """
+        if difference := other_classes(checkpoint, self.about.get("class_names", ())):
+            raise UserError(f"{checkpoint.path} does not fit the classes of the data: {difference}")
         load_network(self.network, checkpoint, architecture)
         load_optimizer(self.optimizer, self.network, checkpoint)
         position = self._position(checkpoint)
-        epoch, done = divmod(position.step, self.steps)
-        within = f" and {done} steps" if done else ""
-        logger.info("resumed from %s after epoch %d%s", checkpoint.path, epoch, within)
+        within = f" and {position.step} steps" if position.step else ""
+        logger.info("resumed from %s after epoch %d%s", checkpoint.path, position.epoch, within)
+        before, now = int(checkpoint.about["step"]), position.epoch * self.steps + position.step
+        if before != now:
+            # Rates are found by this count. Left alone where epochs are as long: steps that overflowed do not count.
+            self.optimizer.global_step.set_data(ms.Tensor([now], ms.int32))
+            logger.info(
+                "an epoch has %d steps here and had %g before: rates go on from epoch %d",
+                self.steps,
+                before / max(1, position.epoch),
+                position.epoch,
+            )
         return position
 
     def _position(self, checkpoint: Checkpoint) -> Position:
         about = checkpoint.about
         if "steps_per_epoch" not in about:
-            return Position(int(about["epoch"]) * self.steps)
+            return Position(int(about["epoch"]))
         if about["steps_per_epoch"] != self.steps:
             raise UserError(
                 f"{checkpoint.path} was saved within an epoch of {about['steps_per_epoch']} steps; here an epoch has "
@@ -141,7 +172,33 @@ class TrainingState:
         mine = statistics[self.world.rank] if same else statistics.mean(0)
         set_running_statistics(self.network, mine)
         loss_sum, loss_count = losses[self.world.rank] if same else losses.sum(0) / self.world.size
-        return Position(int(about["step"]), float(loss_sum), int(loss_count))
+        epoch, step = divmod(int(about["step"]), self.steps)
+        return Position(epoch, step, float(loss_sum), int(loss_count))
+
+
+def place(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Whole epochs, and the steps over all epochs in a checkpoint from within an epoch, else 0: to be compared."""
+    about = checkpoint.about
+    return int(about["epoch"]), int(about["step"]) if "steps_per_epoch" in about else 0
+
+
+def running_statistics(network: nn.Cell) -> np.ndarray:
+    """All running means and variances of batch normalisation, float32 (n,)."""
+    values = [p.asnumpy().reshape(-1) for p in _statistics(network)]
+    return np.concatenate(values) if values else np.zeros(0, np.float32)
+
+
+def set_running_statistics(network: nn.Cell, values: np.ndarray) -> None:
+    """Set what :func:`running_statistics` gives."""
+    parameters = _statistics(network)
+    ends = np.cumsum([p.size for p in parameters])
+    for parameter, end in zip(parameters, ends):
+        part = values[end - parameter.size : end].reshape(parameter.shape)
+        parameter.set_data(ms.Tensor(np.ascontiguousarray(part)))
+
+
+def _statistics(network: nn.Cell) -> list[ms.Parameter]:
+    return [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
 
 
 def _gathered(world: World, values: np.ndarray) -> np.ndarray:

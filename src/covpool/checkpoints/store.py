@@ -8,7 +8,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +36,32 @@ class CheckpointStore:
     Args:
         folder: Where the checkpoints go.
         keep_max: How many are kept besides the best one.
+        empty: Whether to begin without any checkpoint, because those of an earlier run will have been moved away.
 
     Raises:
         UserError: There is an index that may not be read.
     """
 
-    def __init__(self, folder: Path, keep_max: int) -> None:
+    def __init__(self, folder: Path, keep_max: int, empty: bool = False) -> None:
         self.folder = folder
         self.keep_max = keep_max
         self._index_path = folder / "index.json"
         self._tidy = False
         self._damaged = False
-        self._entries, self._best = self._read_index()
+        self._entries, self._best = ([], None) if empty else self._read_index()
 
     def _read_index(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Entries and the best one. Nothing is written: every rank reads, and rank 0 alone writes, when it saves."""
         problem = "is missing"
         try:
+            if self._index_path.exists() and not self._index_path.is_file():  # reading a named pipe would wait forever
+                raise ValueError(self._index_path)
             index = json.loads(self._index_path.read_text(encoding="utf-8"))
             best = index["best"]
             return [_checked(entry) for entry in index["checkpoints"]], None if best is None else _checked(best)
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             problem, self._damaged = "is damaged", True
         except OSError as error:
             raise UserError(f"cannot read {self._index_path}: {error.strerror or error}") from error
@@ -84,7 +88,7 @@ class CheckpointStore:
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: no checkpoint of a training; left out", path)
         best = found.pop(BEST, None)
-        return sorted(found.values(), key=lambda entry: entry["step"]), best
+        return sorted(found.values(), key=lambda entry: (entry["epoch"], entry["step"])), best
 
     @property
     def best_metric(self) -> float | None:
@@ -111,14 +115,15 @@ class CheckpointStore:
         within = "" if ranks is None else f"_step_{step:08d}"
         path = self.folder / f"epoch_{epoch:04d}{within}.ckpt"
         facts = {"epoch": epoch, "step": step, "metric": metric}
-        self._remove_leftovers()
+        self.tidy()
         save_checkpoint(path, network, optimizer, {**about, **facts}, ranks)
         entry = {"file": path.name, **facts, "sha256": sha256(path)}
         kept = [*(e for e in self._entries if e["file"] != path.name), entry]
         dropped, self._entries = kept[: -self.keep_max], kept[-self.keep_max :]
         self._write_index()
-        for old in dropped:
-            (self.folder / old["file"]).unlink(missing_ok=True)
+        with _naming(self.folder):
+            for old in dropped:
+                (self.folder / old["file"]).unlink(missing_ok=True)
         return path
 
     def save_best(
@@ -137,16 +142,20 @@ class CheckpointStore:
         facts = {"epoch": epoch, "step": step, "metric": metric}
         latest = self._entries[-1] if self._entries else None
         if latest is not None and (latest["epoch"], latest["step"]) == (epoch, step):
-            try:
-                with whole_file(path) as temporary:
-                    shutil.copyfile(self.folder / latest["file"], temporary)
-            except OSError as error:
-                raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+            self._copy_as_best(latest)
         else:
             save_checkpoint(path, network, optimizer, {**about, **facts})
         self._best = {"file": BEST, **facts, "sha256": sha256(path)}
         self._write_index()
         return True
+
+    def _copy_as_best(self, entry: Mapping[str, Any]) -> None:
+        path = self.folder / BEST
+        try:
+            with whole_file(path) as temporary:
+                shutil.copyfile(self.folder / entry["file"], temporary)
+        except OSError as error:
+            raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
 
     def newest_valid(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning. None if there is none.
@@ -162,20 +171,102 @@ class CheckpointStore:
                 logger.warning("%s; going back to the one before", error)
         return None
 
-    def _remove_leftovers(self) -> None:
-        """Remove, once, what a killed run left: files half written, and old ones that its index no longer names."""
+    def clear(self) -> None:
+        """Name no checkpoint any more: those of the folder have been moved away."""
+        self._entries, self._best, self._damaged = [], None, False
+
+    def holds(self, path: Path) -> bool:
+        """Whether this is a checkpoint of the folder, or a copy of one that the index names."""
+        if path.resolve().parent == self.folder.resolve():
+            return True
+        digest = sha256(path)
+        return any(entry["sha256"] == digest for entry in (*self._entries, *([self._best] if self._best else ())))
+
+    def beyond(self, place: tuple[int, int]) -> list[str]:
+        """Names of the checkpoints after a place, the best one included.
+
+        Args:
+            place: Whole epochs, and the steps over all epochs in a checkpoint from within an epoch, else 0.
+        """
+        names = [path.name for path in self.folder.glob("*.ckpt") if (_place(path.name) or (0, 0)) > place]
+        return names + ([BEST] if self._best and (self._best["epoch"], 0) > place else [])
+
+    def move(self, names: Collection[str], aside: Path) -> None:
+        """Move checkpoints, and a copy of the index, to another folder; what is left is indexed again.
+
+        Raises:
+            UserError: They cannot be moved.
+        """
+        with _naming(self.folder):
+            aside.mkdir(parents=True, exist_ok=True)
+            if self._index_path.is_file():
+                shutil.copyfile(self._index_path, aside / self._index_path.name)
+            self._entries = [entry for entry in self._entries if entry["file"] not in names]
+            if BEST in names:
+                self._best = None
+            self._write_index()
+            for name in names:
+                if (self.folder / name).exists():
+                    (self.folder / name).replace(aside / name)
+        if BEST in names:
+            self._choose_best()
+
+    def check_best(self) -> None:
+        """Take the best checkpoint that is left where the one that the index names is damaged or missing.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        before, path = self._best, self.folder / BEST
+        if before is None:
+            return
+        try:
+            about = read_checkpoint(path, checksum_required=True).about
+            # A kill between file and index leaves a newer best one than the index speaks of.
+            facts = {key: about[key] for key in ("epoch", "step", "metric")}
+            self._best = _checked({"file": BEST, **facts, "sha256": sha256(path)})
+            if self._best != before or self._damaged:
+                self._write_index()
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s", error if isinstance(error, UserError) else f"{path}: no checkpoint of a training")
+            self._best = None
+            self._choose_best()
+
+    def _choose_best(self) -> None:
+        """Copy the whole checkpoint with the highest metric; with none the next evaluation is the best."""
+        rated = [entry for entry in self._entries if entry["metric"] is not None]
+        for entry in sorted(rated, key=lambda entry: float(entry["metric"]), reverse=True):
+            try:
+                read_checkpoint(self.folder / entry["file"], checksum_required=True)
+            except UserError as error:
+                logger.warning("%s; left out", error)
+                continue
+            self._copy_as_best(entry)
+            self._best = {**entry, "file": BEST, "sha256": sha256(self.folder / BEST)}
+            logger.info("%s is the best checkpoint now: top-1 %.4f", entry["file"], entry["metric"])
+            break
+        else:
+            logger.info("no evaluated checkpoint is left: the next evaluation counts as the best")
+        self._write_index()
+
+    def tidy(self) -> None:
+        """Remove, once, what a killed run left: files half written, and old ones that its index no longer names.
+
+        Raises:
+            UserError: A file cannot be removed, or something that is no file has the name of a checkpoint.
+        """
         if self._tidy or not self.folder.is_dir():
             return
         self._tidy = True
         named = {entry["file"]: place for entry in self._entries if (place := _place(entry["file"]))}
-        try:
+        with _naming(self.folder):
             remove_leftovers(self.folder)
-            for path in list(self.folder.iterdir()) if named else ():
+            for path in list(self.folder.iterdir()):
                 place = _place(path.name)
-                if place and path.name not in named and place < min(named.values()):
+                if (place or path.name == BEST) and not path.is_file():
+                    raise UserError(f"{path} is no file, but has the name of a checkpoint: move it away")
+                if place and named and path.name not in named and place < min(named.values()):
                     path.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror or error}") from error
 
     def _write_index(self) -> None:
         last = self._entries[-1]["file"] if self._entries else None
@@ -202,11 +293,20 @@ def _checked(entry: Any) -> dict[str, Any]:
     name, metric = entry["file"], entry["metric"]
     if not (name == BEST or _place(name)) or not isinstance(entry["sha256"], str):
         raise ValueError(name)
-    if metric is not None and not isinstance(metric, (int, float)):
-        raise TypeError(metric)
-    if not all(isinstance(entry[key], int) for key in ("epoch", "step")):
-        raise TypeError(name)
+    if metric is not None and not 0 <= metric <= 1:  # an accuracy; nothing would ever be better than infinity
+        raise ValueError(metric)
+    if not all(isinstance(entry[key], int) and entry[key] >= 0 for key in ("epoch", "step")):
+        raise ValueError(name)
     return dict(entry)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file into a line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
 
 
 def _place(name: str) -> tuple[int, int] | None:

@@ -1,16 +1,18 @@
-"""What Model.train reports while it runs: losses, rate, speed; and the stop at a loss that is no number."""
+"""What happens between two steps: losses are followed and reported, checkpoints saved, the training stopped."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Callable
 
 import numpy as np
 from mindspore.train import Callback
 from tqdm import tqdm
 
+from covpool.checkpoints.state import Position
 from covpool.errors import UserError
 from covpool.training.run_folder import RunFolder
 
@@ -21,127 +23,146 @@ class NonFiniteLoss(UserError):
     """The loss became NaN or infinite."""
 
 
-class StepProgress(Callback):
-    """Follows the steps of one epoch.
+@dataclass(frozen=True)
+class Plan:
+    """Lengths of a training.
 
-    Losses stay on the device and are fetched every ``interval`` steps: a step waits for nothing.
-
-    Args:
-        epoch: Epoch that runs, from 0.
-        epochs: Length of the training.
-        steps: Steps of an epoch.
+    Attributes:
+        epochs: Of the whole training.
+        steps: Of an epoch.
         rates: The rate of every step of the training.
         global_batch: Images of one step over all ranks.
-        interval: Steps between two reports.
+        log_interval: Steps between two reports.
+    """
+
+    epochs: int
+    steps: int
+    rates: np.ndarray
+    global_batch: int
+    log_interval: int
+
+
+class EpochProgress(Callback):
+    """Follows the steps of one epoch.
+
+    Losses stay on the device and are fetched every ``log_interval`` steps: a step waits for nothing.
+
+    Args:
+        plan: Lengths of the training.
+        start: Where the epoch begins: after some of its steps where a run within it is resumed.
         folder: Where step records go; None on ranks that do not write.
         bar: Whether to show a bar rather than lines.
-        first_step: Steps of this epoch that were done before.
-        loss_sum: Sum of their losses.
-        loss_count: How many losses that are.
+        between: Called after every step, once it is counted; a number other than 0 stops the training. With a data
+            sink the device runs all steps of an epoch before that.
+
+    Attributes:
+        done: Steps of this epoch that are done.
+        signal: What ``between`` gave last.
+        first_step_s: Seconds of the first step, compilation included.
+        images_per_s: Speed of the other steps over all ranks, NaN if there were none.
+        train_s: Seconds from the beginning to :meth:`close`.
+        train_cpu_s: The same, of all cores.
     """
 
     def __init__(
         self,
-        epoch: int,
-        epochs: int,
-        steps: int,
-        rates: np.ndarray,
-        global_batch: int,
-        interval: int,
-        folder: RunFolder | None,
-        bar: bool,
-        first_step: int = 0,
-        loss_sum: float = 0.0,
-        loss_count: int = 0,
+        plan: Plan,
+        start: Position,
+        folder: RunFolder | None = None,
+        bar: bool = False,
+        between: Callable[[EpochProgress], int] = lambda progress: 0,
     ) -> None:
         super().__init__()
-        self.epoch, self.epochs, self.steps = epoch, epochs, steps
-        self.rates, self.global_batch, self.interval = rates, global_batch, interval
-        self.folder = folder
-        self.loss_sum, self.loss_count = loss_sum, loss_count
+        self.plan, self.start, self.folder, self.between = plan, start, folder, between
+        self.done, self.signal = start.step, 0
         self.first_step_s, self.images_per_s = 0.0, math.nan
+        self._loss_sum, self._loss_count, self._last = start.loss_sum, start.loss_count, math.nan
         self._pending: list[Any] = []
-        self._last = math.nan
         self._started = self._measured_from = time.monotonic()
+        self._cpu_started = time.process_time()
+        self.train_s = self.train_cpu_s = 0.0
         self._unmeasured = 0  # with a data sink one call stands for an epoch, compilation included
-        self._first = self._done = first_step
         self._bar = None
         if folder is not None and bar:
-            self._bar = tqdm(
-                total=steps, initial=first_step, desc=f"epoch {epoch + 1}/{epochs}", unit="step", leave=False
-            )
+            title = f"epoch {start.epoch + 1}/{plan.epochs}"
+            self._bar = tqdm(total=plan.steps, initial=start.step, desc=title, unit="step", leave=False)
+
+    @property
+    def position(self) -> Position:
+        """Where the training is, all losses so far added up; waits for them."""
+        self._fetch()
+        return Position(self.start.epoch, self.done, self._loss_sum, self._loss_count)
 
     def on_train_step_end(self, run_context: Any) -> None:
-        """Keep the loss; report when it is time."""
-        arguments = run_context.original_args()
-        outputs, before = arguments.net_outputs, self._done
+        """Keep the loss; report, save and stop when it is time."""
+        arguments, before = run_context.original_args(), self.done
+        outputs = arguments.net_outputs
         self._pending.append(outputs[0] if isinstance(outputs, (tuple, list)) else outputs)
-        self._done = self._first + arguments.cur_step_num
-        if before == self._first:
-            self.fetch()
+        self.done = self.start.step + arguments.cur_step_num
+        if before == self.start.step:
+            self._fetch()
             self.first_step_s = time.monotonic() - self._started
-            if self._done - before == 1:  # compiles the graph: not part of the speed
+            if self.done - before == 1:  # compiles the graph: not part of the speed
                 self._measured_from, self._unmeasured = self._started + self.first_step_s, 1
         if self._bar is not None:
-            self._bar.update(self._done - before)
-        if self._done % self.interval == 0 or self._done == self.steps:
-            self._report(self.fetch())
+            self._bar.update(self.done - before)
+        if self.done % self.plan.log_interval == 0 or self.done == self.plan.steps:
+            self._fetch()
+            self._report()
+        self.signal = self.between(self)
+        if self.signal:
+            run_context.request_stop()
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Stop the clocks and remove the bar."""
+        self.train_s = time.monotonic() - self._started
+        self.train_cpu_s = time.process_time() - self._cpu_started
         if self._bar is not None:
             self._bar.close()
 
-    def fetch(self) -> float:
-        """Wait for the losses of the steps so far and add them up; the last of them.
+    def _fetch(self) -> None:
+        """Wait for the losses of the steps so far and add them up.
 
         Raises:
             NonFiniteLoss: One of them is NaN or infinite.
         """
         losses = [float(loss.asnumpy()) for loss in self._pending]
         self._pending.clear()
-        for step, loss in enumerate(losses, start=self.epoch * self.steps + self._done - len(losses) + 1):
+        first = self.start.epoch * self.plan.steps + self.done - len(losses) + 1
+        for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
                 raise NonFiniteLoss(
-                    f"the loss is {loss} at step {step} (epoch {self.epoch + 1}): training stopped; the checkpoints "
-                    "before it are as they were. A lower lr_max or a longer warm-up usually helps"
+                    f"the loss is {loss} at step {step} (epoch {self.start.epoch + 1}): training stopped; the "
+                    "checkpoints before it are as they were. A lower lr_max or a longer warm-up usually helps"
                 )
-            self.loss_sum += loss  # one by one: the sum must not depend on when losses are fetched
-            self.loss_count += 1
+            self._loss_sum += loss  # one by one: the sum must not depend on when losses are fetched
+            self._loss_count += 1
             self._last = loss
-        return self._last
 
-    def _report(self, loss: float) -> None:
-        measured = self._done - self._first - self._unmeasured
+    def _report(self) -> None:
+        plan, epoch, loss = self.plan, self.start.epoch, self._last
+        measured = self.done - self.start.step - self._unmeasured
         if measured > 0:
-            self.images_per_s = measured * self.global_batch / (time.monotonic() - self._measured_from)
-        step = self.epoch * self.steps + self._done
-        rate = float(self.rates[step - 1])
+            self.images_per_s = measured * plan.global_batch / (time.monotonic() - self._measured_from)
         if self.folder is None:
             return
-        self.folder.record(
-            "step",
-            epoch=self.epoch + 1,
-            step=step,
-            loss=loss,
-            learning_rate=rate,
-            images_per_s=None if math.isnan(self.images_per_s) else round(self.images_per_s, 2),
-        )
+        step = epoch * plan.steps + self.done
+        rate = float(plan.rates[step - 1])
+        speed = None if math.isnan(self.images_per_s) else round(self.images_per_s, 2)
+        self.folder.record("step", epoch=epoch + 1, step=step, loss=loss, learning_rate=rate, images_per_s=speed)
+        text = f"loss {loss:.4f}, rate {rate:.3g}{speed_text(self.images_per_s)}"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, rate {rate:.3g}, {self.images_per_s:.0f} images/s")
-        elif self._done < self.steps:
-            left = (self.epochs * self.steps - step) * self.global_batch / self.images_per_s
+            self._bar.set_postfix_str(text)
+        elif self.done < plan.steps:
+            left = clock((plan.epochs * plan.steps - step) * plan.global_batch / self.images_per_s)
             logger.info(
-                "epoch %d/%d step %d/%d: loss %.4f, rate %.3g, %.0f images/s, %s left",
-                self.epoch + 1,
-                self.epochs,
-                self._done,
-                self.steps,
-                loss,
-                rate,
-                self.images_per_s,
-                clock(left),
+                "epoch %d/%d step %d/%d: %s, %s left", epoch + 1, plan.epochs, self.done, plan.steps, text, left
             )
+
+
+def speed_text(images_per_s: float) -> str:
+    """A speed to follow other figures; nothing where it is not known, as in an epoch of one step."""
+    return "" if math.isnan(images_per_s) else f", {images_per_s:.0f} images/s"
 
 
 def clock(seconds: float) -> str:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import zlib
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from covpool.checkpoints.state import running_statistics, set_running_statistics
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
+from covpool.runtime.signals import StopRequest
+
+
+def agreed_signal(stop: StopRequest, world: World) -> int:
+    """The signal that any rank has received, 0 for none; every rank calls it after the same step."""
+    if world.size == 1:
+        return stop.received
+    ranks = np.zeros(world.size)
+    ranks[world.rank] = stop.received
+    return int(world.sum(ranks).max())
 
 
 def average_statistics(network: nn.Cell, world: World) -> None:
@@ -18,25 +28,6 @@ def average_statistics(network: nn.Cell, world: World) -> None:
         return
     mean = world.sum(running_statistics(network).astype(np.float64)) / world.size
     set_running_statistics(network, mean.astype(np.float32))
-
-
-def running_statistics(network: nn.Cell) -> np.ndarray:
-    """All running means and variances of batch normalisation, float32 (n,)."""
-    values = [p.asnumpy().reshape(-1) for p in _statistics(network)]
-    return np.concatenate(values) if values else np.zeros(0, np.float32)
-
-
-def set_running_statistics(network: nn.Cell, values: np.ndarray) -> None:
-    """Set what :func:`running_statistics` gives."""
-    parameters = _statistics(network)
-    ends = np.cumsum([p.size for p in parameters])
-    for parameter, end in zip(parameters, ends):
-        part = values[end - parameter.size : end].reshape(parameter.shape)
-        parameter.set_data(ms.Tensor(np.ascontiguousarray(part)))
-
-
-def _statistics(network: nn.Cell) -> list[ms.Parameter]:
-    return [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
 
 
 def check_ranks_agree(network: nn.Cell, world: World, epoch: int) -> None:

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import math
 import os
-import sys
+import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from covpool.config import Config
 from covpool.errors import UserError
 from covpool.runtime.environment import environment_report
-from covpool.runtime.files import write_json
+from covpool.runtime.files import open_regular, read_bytes, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
+_RESULTS = ("checkpoints", "metrics.jsonl", "curves.png")
 _FILES = (
+    *_RESULTS,
     "config.yaml",
     "environment.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "curves.png",
     "train.log",
     "bad_images_train.json",
     "bad_images_val.json",
 )
+_LOCK = ".lock"
 
 
 class RunFolder:
-    """Paths of a run and its metrics file, one JSON object a line.
+    """Paths of a run, its metrics file and its lock.
 
     Args:
         path: The folder (``output_path``).
@@ -45,105 +46,185 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
         self.log = self.path / "train.log"
+        self._lock: int | None = None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings out of this folder until the block ends, from now on if there is a folder already.
+
+        Raises:
+            UserError: Another training is at work in it.
+        """
+        try:
+            if self.path.is_dir():
+                self.lock()
+            yield
+        finally:
+            if self._lock is not None:
+                with suppress(OSError):  # a lock file that nobody holds is no obstacle
+                    (self.path / _LOCK).unlink()
+                os.close(self._lock)
+                self._lock = None
+
+    def lock(self) -> None:
+        """Make the folder and lock it. The system releases the lock when this process ends, however that happens.
+
+        Raises:
+            UserError: Another training holds the lock, or the folder cannot be written.
+        """
+        path = self.path / _LOCK
+        while self._lock is None:
+            with self._writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+                os.close(handle)
+                raise UserError(
+                    f"{self.path} is in use by another training ({holder or 'which has just begun'}): wait for its "
+                    "end, or give another --output_path"
+                ) from None
+            except OSError as error:  # not every network file system has locks
+                logger.warning("%s cannot be locked (%s): let no other training use it", self.path, error.strerror)
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                self._lock = handle
+            else:  # its last holder removed it between opening and locking
+                os.close(handle)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    def holds_results(self) -> bool:
+        """Whether there are checkpoints or metrics of an earlier run."""
+        return any((self.path / name).exists() for name in _RESULTS)
+
+    def displace(self) -> Path | None:
+        """Move everything of an earlier run to a new subfolder, and return that; None if there was nothing.
+
+        Raises:
+            UserError: It cannot be moved.
+        """
+        present = [name for name in _FILES if os.path.lexists(self.path / name)]
+        if not present:
+            return None
+        aside = self.new_aside()
+        with self._writing():
+            for name in present:
+                (self.path / name).rename(aside / name)
+        return aside
+
+    def new_aside(self) -> Path:
+        """Make ``earlier-1``, or with the next number that is free."""
+        number = 1
+        while (aside := self.path / f"earlier-{number}").exists():
+            number += 1
+        with self._writing():
+            aside.mkdir()
+        return aside
+
+    def latest_aside(self) -> Path | None:
+        """The newest run that was moved aside and has checkpoints."""
+        found = [p.parent for p in self.path.glob("earlier-*/checkpoints") if any(p.glob("*.ckpt"))]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    def describe(self, config: Config, world_size: int) -> None:
+        """Write ``config.yaml`` and ``environment.json``.
+
+        Raises:
+            UserError: They cannot be written.
+        """
+        with self._writing():
+            config.dump(self.path / "config.yaml")
+            write_json(self.path / "environment.json", environment_report(config.device_target, world_size))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write to output_path {self.path}: {error.strerror or error}") from error
 
     def bad_images(self, split: str) -> Path:
         """Where it is kept which images of a split are left out (``bad_images: skip``)."""
         return self.path / f"bad_images_{split}.json"
 
-    def prepare(self, config: Config, world_size: int, resume: bool) -> str:
-        """Make the folder and write ``config.yaml`` and ``environment.json``.
-
-        An earlier run in the same folder is moved to a subfolder unless this one resumes it.
-
-        Returns:
-            What was done with an earlier run, in words; empty when there was none.
+    def keep_bad_images(self, split: str, text: str) -> None:
+        """Write that file.
 
         Raises:
-            UserError: If the folder cannot be written.
+            UserError: It cannot be written.
         """
-        said = ""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            present = [name for name in _FILES if (self.path / name).exists()]
-            if present and not resume:
-                number = 1
-                while (self.path / f"earlier-{number}").exists():
-                    number += 1
-                aside = self.path / f"earlier-{number}"
-                aside.mkdir()
-                for name in present:
-                    (self.path / name).rename(aside / name)
-                said = f"{self.path} held an earlier run, which is now in {aside}"
-            config.dump(self.path / "config.yaml")
-            write_json(self.path / "environment.json", environment_report(config.device_target, world_size))
-        except OSError as error:
-            raise UserError(f"cannot write to output_path {self.path}: {error.strerror or error}") from error
-        return said
+        with self._writing():
+            write_text(self.bad_images(split), text)
+
+    def copy_metrics(self, aside: Path) -> None:
+        """Copy the records to another folder.
+
+        Raises:
+            UserError: They cannot be copied.
+        """
+        with self._writing():
+            if self.metrics.is_file():
+                shutil.copyfile(self.metrics, aside / self.metrics.name)
 
     def record(self, kind: str, **values: Any) -> None:
-        """Append one object to ``metrics.jsonl``."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+        """Append one object to ``metrics.jsonl``; a number that is NaN or infinite becomes null.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        try:
+            with open_regular(self.metrics, "a") as file:
+                file.write(_line({"kind": kind, **values}))
+        except OSError as error:
+            raise UserError(f"cannot write {self.metrics}: {error.strerror or error}") from error
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """The objects of a kind; a last line that a kill cut short is passed over."""
-        if not self.metrics.is_file():
-            return []
-        found = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                logger.warning("%s: a damaged line is passed over", self.metrics)
-                continue
-            if entry["kind"] == kind:
-                found.append(entry)
+        """The objects of a kind: 'step', 'epoch', or 'evaluation' for one that was NaN."""
+        return [record for record in self._all_records() if record["kind"] == kind]
+
+    def _all_records(self) -> list[dict[str, Any]]:
+        """All objects; damaged lines, such as a last one that a kill cut short, are left out with a warning."""
+        try:
+            lines = read_bytes(self.metrics).splitlines() if os.path.lexists(self.metrics) else []
+        except OSError as error:
+            raise UserError(f"cannot read {self.metrics}: {error.strerror or error}") from error
+        found = [record for record in map(_record, lines) if record is not None]
+        if len(found) < len(lines):
+            count = len(lines) - len(found)
+            logger.warning("%s: %d damaged line%s left out", self.metrics, count, "" if count == 1 else "s")
         return found
 
-    def forget_after(self, step: int) -> None:
-        """Drop records of steps after ``step``, which a resumed run makes again."""
-        if not self.metrics.is_file():
+    def forget_after(self, epoch: int, step: int) -> None:
+        """Drop the records of epochs after ``epoch`` and of steps after ``step``: a resumed run makes them again.
+
+        Args:
+            epoch: Whole epochs that stay, whatever the numbers of their steps: an epoch may have been shorter then.
+            step: Steps over all epochs; counts within the next epoch.
+        """
+        if not os.path.lexists(self.metrics):
             return
-        kept = [e for k in ("step", "epoch") for e in self.records(k) if e["step"] <= step]
-        kept.sort(key=lambda e: (e["step"], e["kind"] == "epoch"))
-        text = "".join(json.dumps(e) + "\n" for e in kept)
-        temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.metrics)
+        kept = [
+            record
+            for record in self._all_records()
+            if record["epoch"] <= epoch
+            or (record["kind"] == "step" and record["epoch"] == epoch + 1 and record["step"] <= step)
+        ]
+        with self._writing():
+            write_text(self.metrics, "".join(map(_line, kept)))
 
 
-class _BarHandler(logging.Handler):
-    """Writes lines above a progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+def _line(record: dict[str, Any]) -> str:
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
 
 
-@contextmanager
-def logging_to(path: Path | None) -> Iterator[None]:
-    """Send the project's messages to standard output and to ``path``; with None to neither (ranks above 0).
-
-    Errors still end the process with a line on standard error, whatever the rank.
-    """
-    package = logging.getLogger("covpool")
-    handlers: list[logging.Handler] = [logging.NullHandler()]
-    if path is not None:
-        handlers = [_BarHandler(), logging.FileHandler(path, encoding="utf-8")]
-        handlers[0].setFormatter(logging.Formatter("%(message)s"))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    before = (package.handlers[:], package.level, package.propagate)
-    package.handlers, package.propagate = handlers, False
-    package.setLevel(logging.INFO)
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of ``metrics.jsonl``; None if it is damaged."""
     try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.close()
-        package.handlers, package.propagate = before[0], before[2]
-        package.setLevel(before[1])
-
-
-def shows_bar(progress: str) -> bool:
-    """Whether progress is shown as a bar: 'bar', or 'auto' on a terminal."""
-    return progress == "bar" or (progress == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and all(isinstance(record.get(key), int) for key in ("epoch", "step"))
+    return record if whole and isinstance(record.get("kind"), str) else None

@@ -1,0 +1,171 @@
+"""The start of a training: first all that can be wrong, then the run folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mindspore as ms
+
+from covpool.build import architecture, build_model, build_source, description, resolve_class_num, with_transform
+from covpool.checkpoints.format import Checkpoint, load_network, other_classes, read_checkpoint
+from covpool.checkpoints.state import Position, TrainingState, place
+from covpool.checkpoints.store import CheckpointStore
+from covpool.config import Config
+from covpool.data import Source, steps_per_epoch
+from covpool.runtime.distributed import World
+from covpool.training.logs import LogFile
+from covpool.training.progress import Plan
+from covpool.training.run_folder import RunFolder
+from covpool.training.step import Step, build_step, recipe_optimizer, recipe_rates
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training works with.
+
+    Attributes:
+        config: The configuration, with the number of classes.
+        world: The ranks.
+        folder: The run folder.
+        train: Images to train on.
+        val: Images to evaluate on; None without evaluation.
+        plan: Lengths and rates.
+        state: Network, optimiser and their checkpoints.
+        step: Forward, backward and update.
+        start: Where the training begins.
+        resumed: The checkpoint that it goes on from, if any.
+        bad_images: For each split what is to be remembered of its bad images.
+    """
+
+    config: Config
+    world: World
+    folder: RunFolder
+    train: Source
+    val: Source | None
+    plan: Plan
+    state: TrainingState
+    step: Step
+    start: Position
+    resumed: Checkpoint | None
+    bad_images: dict[str, str]
+
+
+def prepare(config: Config, world: World, folder: RunFolder) -> Training:
+    """Open the data, build and restore everything; the run folder is read, not written.
+
+    Raises:
+        UserError: Data, checkpoint and configuration do not fit each other, or the device cannot do what is asked.
+    """
+    ms.set_seed(config.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        caches = {split: Path(scratch) / folder.bad_images(split).name for split in ("train", "val")}
+        for split, cache in caches.items():
+            if folder.bad_images(split).is_file():
+                shutil.copyfile(folder.bad_images(split), cache)
+        train = build_source(config, "train", world, caches["train"])
+        config = resolve_class_num(config, train)
+        val = build_source(config, "val", world, caches["val"]) if config.run_eval else None
+        bad_images = {split: cache.read_text(encoding="utf-8") for split, cache in caches.items() if cache.is_file()}
+    steps = steps_per_epoch(train.num_samples, config.batch_size, world.size)
+    rates = recipe_rates(config, steps)
+    network = build_model(config, world)
+    optimizer = recipe_optimizer(config, network, rates)
+    store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max, empty=not config.resume_ckpt)
+    state = TrainingState(network, optimizer, store, world, steps, description(config, train))
+    resumed = state.find(config.resume_ckpt) if config.resume_ckpt else None
+    start = Position()
+    if resumed is not None:
+        start = state.restore(resumed, architecture(config))
+        config = with_transform(config, resumed, world)
+    elif config.pre_trained:
+        config = _fine_tune(config, state)
+    state.about = description(config, train)
+    step = build_step(config, network, optimizer, world)
+    plan = Plan(config.epoch_size, steps, rates, config.batch_size * world.size, config.log_interval)
+    return Training(config, world, folder, train, val, plan, state, step, start, resumed, bad_images)
+
+
+def _fine_tune(config: Config, state: TrainingState) -> Config:
+    """Load the weights of ``pre_trained``, and say what becomes of its classifier.
+
+    Returns:
+        The configuration, with the mean and standard deviation that these weights know where it gives none.
+    """
+    checkpoint, names = read_checkpoint(config.pre_trained), state.about["class_names"]
+    loaded = load_network(state.network, checkpoint, architecture(config), fine_tune=True, class_names=names)
+    if not loaded:
+        reason = other_classes(checkpoint, names) or "it has another number of classes, or none"
+        logger.info("started from %s without its classifier: it has other classes (%s)", checkpoint.path, reason)
+    elif checkpoint.about.get("class_names"):
+        logger.info("started from %s, its classifier included: it has the same classes", checkpoint.path)
+    else:
+        logger.info(
+            "started from %s, its classifier included: it has as many outputs, and does not name its classes",
+            checkpoint.path,
+        )
+    return with_transform(config, checkpoint, state.world, keys=("mean", "std"))
+
+
+def begin(run: Training, log: LogFile) -> None:
+    """Make the run folder ready and say what is trained; every rank calls it.
+
+    What another run left in the folder moves to ``earlier-N``; so does, where an earlier checkpoint of this run is
+    named, all that came after it.
+
+    Raises:
+        UserError: The folder is in use or cannot be written.
+    """
+    run.world.barrier()  # until here every rank has read from the folder
+    if run.world.is_main:
+        run.folder.lock()
+        _clear(run)
+        run.folder.describe(run.config, run.world.size)
+        for split, text in run.bad_images.items():
+            run.folder.keep_bad_images(split, text)
+        log.open(run.folder.log)
+    run.world.barrier()
+    config, plan = run.config, run.plan
+    size = sum(p.size for p in run.state.network.trainable_params())
+    logger.info(
+        f"{config.net_name} + {config.pooling}, {size / 1e6:.2f} M parameters, {config.mode_name} mode on "
+        f"{config.device_target}; {run.train.num_samples} training images in {len(run.train.class_names)} classes"
+    )
+    logger.info(
+        f"global batch {plan.global_batch} = {config.batch_size} x {run.world.size} "
+        f"rank{'' if run.world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
+        f"({config.lr_decay_mode}), run folder {run.folder.path}"
+    )
+
+
+def _clear(run: Training) -> None:
+    """Leave in the run folder what the training goes on from."""
+    folder, store, resumed = run.folder, run.state.store, run.resumed
+    auto = run.config.resume_ckpt == "auto"
+    if resumed is None and auto:
+        earlier = folder.latest_aside()
+        hint = f"; {earlier} holds an earlier run, to be resumed by --resume_ckpt=FILE" if earlier else ""
+        logger.info("nothing to resume from in %s: starting anew%s", store.folder, hint)
+    if resumed is None or not store.holds(resumed.path):
+        store.clear()
+        # A run that was interrupted before it had any result is no loss.
+        aside = folder.displace() if folder.holds_results() or not auto else None
+        if aside:
+            logger.info("%s held an earlier run, which is now in %s", folder.path, aside)
+        return
+    here = place(resumed)
+    beyond = store.beyond(here)
+    # What auto passed over is damaged, or will be done again as it was.
+    if not auto and (beyond or any(record["epoch"] > here[0] for record in folder.records("epoch"))):
+        aside = folder.new_aside()
+        folder.copy_metrics(aside)
+        store.move(beyond, aside / store.folder.name)
+        logger.info("what came after %s is now in %s", resumed.path, aside)
+    folder.forget_after(*here)
+    store.check_best()
+    store.tidy()
