@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 from covpool.build import architecture, build_model
 from covpool.checkpoints.format import save_checkpoint
 from covpool.config import Config
-from covpool.config.command_line import parse_args
+from covpool.config.command_line import Program, parse_args
 from covpool.data import ImageTransform
 from covpool.errors import UserError
 from covpool.research.robustness.metrics import ALEXNET_ERRORS, corruption_summary, flip_rate, relative_errors
@@ -26,6 +28,7 @@ from covpool.research.robustness.sets import corruption_folders, folder_source, 
 from covpool.research.robustness.severities import CORRUPTIONS
 from covpool.research.robustness.tree import Plan, list_images, write_tree
 from covpool.runtime.distributed import World
+from tests.data.image_files import bomb, encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data" / "fashion_mnist_sample"
@@ -135,6 +138,41 @@ def test_sequences_are_folders_or_pictures_with_frames(tmp_path: Path) -> None:
         sequences(tmp_path / "a" / "film")
 
 
+def test_bombs_and_damage_are_named_wherever_images_are_read(tmp_path: Path) -> None:
+    """By their headers: no memory is taken for what they claim."""
+    stream = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(stream, "GIF")
+    frames = io.BytesIO()
+    Image.new("L", (8, 8)).save(frames, "TIFF", save_all=True, append_images=[Image.new("1", (8000, 8000))])
+    (tmp_path / "a").mkdir()
+    plan = Plan(tmp_path, tmp_path / "out", corruptions=("fog",), severities=(1,))
+    for name, data, problem in (
+        ("bomb.png", bomb(), "30000 x 30000 pixels, max_pixels is 50000000"),
+        ("cut.bmp", encoded("BMP")[:20], "damaged image"),
+        ("other.png", stream.getvalue(), "unsupported image"),
+    ):
+        path = tmp_path / "a" / name
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=problem):
+            list(write_tree(plan, [f"a/{name}"], 1))
+        with pytest.raises(UserError, match=problem):
+            read_frames(path.parent, 8)
+        path.unlink()
+    for name, data in (("x.gif", stream.getvalue()), ("x.tiff", frames.getvalue()), ("x.png", bomb())):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"cannot read the sequence .*{name}: .* pixels"):
+            read_frames(tmp_path / name, 8)
+        (tmp_path / name).write_bytes(data[:20])
+        with pytest.raises(UserError, match=rf"cannot read the sequence .*{name}: "):
+            read_frames(tmp_path / name, 8)
+    Image.new("L", (1, 20_000)).save(tmp_path / "a" / "stripe.png")
+    (tmp_path / "a" / os.fsdecode(b"\xff.png")).write_bytes(encoded())
+    for name in ("stripe.png", os.fsdecode(b"\xff.png")):
+        assert list(write_tree(plan, [f"a/{name}"], 1)) == [1]
+        with Image.open(tmp_path / "out" / "fog" / "1" / "a" / name) as written:
+            assert written.size == (224, 224)
+
+
 def test_a_film_without_ffmpeg_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "x.mp4").write_bytes(b"film")
@@ -162,7 +200,7 @@ def evaluate(checkpoint: Path, folder: Path, *rest: str) -> dict[str, Any]:
     """The figures of a set, as they are shown, and as they are written."""
     shown: list[dict[str, Any]] = []
     argv = [f"--data_path={folder}", f"--checkpoint_file_path={checkpoint}", "--batch_size=16", "--progress=plain"]
-    config = parse_args([*argv, f"--result_path={folder}.json", *rest], "", config_optional=True)
+    config = parse_args([*argv, f"--result_path={folder}.json", *rest], Program("", config_optional=True))
     try:
         evaluate_robustness(config, World(), shown.append)
         assert folder.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -184,7 +184,7 @@ def jpeg_compression(x: np.ndarray, quality: int, _: np.random.Generator) -> np.
     """Write as JPEG and read again."""
     data = io.BytesIO()
     _pillow(x).save(data, "JPEG", quality=quality)
-    with Image.open(data) as image:
+    with Image.open(data, formats=["JPEG"]) as image:
         return np.asarray(image) / 255
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -54,6 +55,7 @@ class _Job:
     def evaluate(self, source: FolderSource, network: nn.Cell) -> Evaluation:
         """Counts over all images of a source."""
         config = self.config
+        source = dataclasses.replace(source, max_pixels=config.max_pixels)
         batches = numpy_batches(build_dataset(config, source, False, self.world))
         result = evaluate(network, batches, config.num_classes, config.batch_size, self.world)
         self.problem = self.problem or describe_overflow(self.network, result, source)

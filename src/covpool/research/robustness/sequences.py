@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
 
-from covpool.data.decoding import EXTENSIONS
+from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, decode_image, printable
 from covpool.data.image_folder import is_folder, visible
 from covpool.errors import UserError
+from covpool.runtime.files import read_bytes
 
 _FILMS = (".mp4", ".avi", ".mkv", ".webm")
 _SEVERAL = (".gif", ".png", ".webp", ".tif", ".tiff")
+_FORMATS = ("GIF", "PNG", "WEBP", "TIFF")
+_MOST_FRAMES = 10_000
 
 
 def sequences(folder: Path) -> list[Path]:
@@ -47,22 +52,40 @@ def read_frames(path: Path, size: int) -> np.ndarray:
     """
     try:
         if path.is_dir():
-            frames = [_read(entry, size) for entry in sorted(path.iterdir()) if entry.suffix.lower() in EXTENSIONS]
+            frames = [
+                _sized(_decoded(entry), size) for entry in sorted(path.iterdir()) if entry.suffix.lower() in EXTENSIONS
+            ]
         elif path.suffix.lower() in _FILMS:
             frames = list(_read_film(path, size))
         else:
-            with Image.open(path) as image:
-                frames = [_sized(frame, size) for frame in ImageSequence.Iterator(image)]
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the sequence {path}: {error}") from error
+            frames = _read_frames(path, size)
+    except OSError as error:
+        raise UserError(f"cannot read the sequence {path}: {error.strerror or error}") from error
     if len(frames) < 2:
         raise UserError(f"{path} has {len(frames)} frame(s), a sequence needs 2")
     return np.stack(frames)
 
 
-def _read(path: Path, size: int) -> np.ndarray:
-    with Image.open(path) as image:
-        return _sized(image, size)
+def _decoded(path: Path) -> Image.Image:
+    return Image.fromarray(decode_image(np.frombuffer(read_bytes(path), np.uint8), lambda: printable(path)))
+
+
+def _read_frames(path: Path, size: int) -> list[np.ndarray]:
+    """All pictures of a file; each says how large it is before it is decoded."""
+    data = read_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about metadata and its own, greater limit
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                frames: list[np.ndarray] = []
+                for frame in ImageSequence.Iterator(image):
+                    width, height = frame.size
+                    if width * height > MAX_PIXELS or len(frames) == _MOST_FRAMES:
+                        raise ValueError(f"more than {MAX_PIXELS} pixels or {_MOST_FRAMES} frames")
+                    frames.append(_sized(frame, size))
+                return frames
+    except Exception as error:  # of many types, and about nothing but these bytes
+        raise UserError(f"cannot read the sequence {path}: {error}") from error
 
 
 def _sized(image: Image.Image, size: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from covpool.data.augmentation import trim_long_side
+from covpool.data.decoding import ImageError, load_image, open_image, printable
 from covpool.data.image_folder import class_names, image_names
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import corrupt
 from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
-from covpool.runtime.files import whole_file
+from covpool.runtime.files import read_bytes, whole_file
 from covpool.runtime.processes import process_pool
 
 
@@ -112,7 +115,7 @@ class _Write:
             return 0
         pixels, mode = self._read(plan.source / path)
         for number, corruption, severity in todo:
-            generator = np.random.default_rng([plan.seed, zlib.crc32(path.encode("utf-8")), number, severity])
+            generator = np.random.default_rng([plan.seed, zlib.crc32(os.fsencode(path)), number, severity])
             result = Image.fromarray(corrupt(pixels, corruption, severity, plan.scale, generator))
             self._write(result.convert(mode), plan.output / corruption / str(severity) / name)
         return len(todo)
@@ -120,13 +123,17 @@ class _Write:
     def _read(self, path: Path) -> tuple[np.ndarray, str]:
         """Pixels as RGB, and L for a gray image or RGB."""
         try:
-            with Image.open(path) as opened:
+            with open_image(read_bytes(path)) as opened:
                 mode = "L" if opened.mode in ("1", "L") else "RGB"
-                image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read image {path}: {error}") from error
+                pixels = load_image(opened)
+        except ImageError as error:
+            raise UserError(f"{error.kind} image {printable(path)}: {error.reason}") from error
+        except OSError as error:
+            raise UserError(f"cannot read image {printable(path)}: {error.strerror or error}") from error
+        image = Image.fromarray(pixels)
         if self.plan.size is not None:
             size = self.plan.size
+            image = Image.fromarray(trim_long_side(pixels))  # a stripe would become gigabytes
             factor = round(size / 0.875) / min(image.size)
             width, height = (max(size, round(side * factor)) for side in image.size)
             left, top = (width - size) // 2, (height - size) // 2
