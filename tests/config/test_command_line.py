@@ -10,7 +10,7 @@ import pytest
 
 from covpool.cli import main
 from covpool.config import Config, ConfigError
-from covpool.config.command_line import parse_args
+from covpool.config.command_line import Program, parse_args
 from covpool.config.entry import run_entry_point
 from covpool.config.schema import options
 from covpool.errors import UserError
@@ -26,9 +26,11 @@ def file(tmp_path):
 
 
 def test_both_forms_of_an_option(file):
-    config = parse_args([f"--config_path={file}", "--batch_size", "4", "--lr_max=0", "--run_eval", "False"], "Train.")
+    config = parse_args(
+        [f"--config_path={file}", "--batch_size", "4", "--lr_max=0", "--run_eval", "False"], Program("Train.")
+    )
     assert config == Config(seed=5, batch_size=4, lr_max=0, run_eval=False)
-    assert parse_args(["--config_path", str(file), "--seed=6", "--lr_init", "0.5"], "Train.").lr_init == 0.5
+    assert parse_args(["--config_path", str(file), "--seed=6", "--lr_init", "0.5"], Program("Train.")).lr_init == 0.5
 
 
 @pytest.mark.parametrize(
@@ -51,20 +53,20 @@ def test_both_forms_of_an_option(file):
 )
 def test_bad_usage_is_one_line(file, argv, words):
     with pytest.raises(ConfigError) as caught:
-        parse_args([text.replace("FILE", str(file)) for text in argv], "Train.")
+        parse_args([text.replace("FILE", str(file)) for text in argv], Program("Train."))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_required_keys(file):
     argv = [f"--config_path={file}", "--data_path=images"]
     with pytest.raises(ConfigError, match="--checkpoint_file_path is missing"):
-        parse_args(argv, "Evaluate.", required=["data_path", "checkpoint_file_path"])
-    assert parse_args(argv, "Train.", required=["data_path"]).data_path == "images"
+        parse_args(argv, Program("Evaluate.", required=["data_path", "checkpoint_file_path"]))
+    assert parse_args(argv, Program("Train.", required=["data_path"])).data_path == "images"
 
 
 def test_help_shows_every_key_with_the_values_of_the_file(file, capsys):
     with pytest.raises(SystemExit) as caught:
-        parse_args(["--help", f"--config_path={file}", "--batch_size=3"], "Trains a network.", ["data_path"])
+        parse_args(["--help", f"--config_path={file}", "--batch_size=3"], Program("Trains a network.", ["data_path"]))
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "--config_path=FILE --data_path=DATA_PATH" in text
@@ -82,8 +84,18 @@ def test_help_shows_every_key_with_the_values_of_the_file(file, capsys):
 
 def test_help_without_a_file_shows_the_built_in_defaults(capsys):
     with pytest.raises(SystemExit):
-        parse_args(["-h", "--data_path=x"], "Trains a network.")
+        parse_args(["-h", "--data_path=x"], Program("Trains a network."))
     assert "default: 64\n" in capsys.readouterr().out
+
+
+def test_the_short_help_shows_the_usual_keys(capsys):
+    program = Program("Trains.", required=["data_path"], usual=["pooling", "seed"], name="covpool train")
+    for word, shown in (("--help", {"data_path", "pooling", "seed"}), ("--help=all", set(options()))):
+        with pytest.raises(SystemExit):
+            parse_args([word], program)
+        text = capsys.readouterr().out
+        assert text.startswith("usage: covpool train --config_path=FILE --data_path=DATA_PATH")
+        assert {line[4:].partition("=")[0] for line in text.splitlines() if line.startswith("  --")} == shown
 
 
 @pytest.mark.parametrize(
@@ -104,7 +116,7 @@ def test_an_error_is_one_line_and_an_exit_code(file, capsys, error, code, line):
     def main(config):
         raise error
 
-    assert run_entry_point(main, [f"--config_path={file}"], "Train.") == code
+    assert run_entry_point(main, [f"--config_path={file}"], Program("Train.")) == code
     captured = capsys.readouterr()
     assert captured.err == line + "\n"
     assert captured.out == ""
@@ -114,7 +126,7 @@ def test_debug_shows_the_traceback(file, capsys):
     def main(config):
         raise ValueError("why")
 
-    assert run_entry_point(main, [f"--config_path={file}", "--debug=True"], "Train.") == 1
+    assert run_entry_point(main, [f"--config_path={file}", "--debug=True"], Program("Train.")) == 1
     text = capsys.readouterr().err
     assert "Traceback" in text
     assert text.endswith("error: ValueError: why\n")
@@ -122,9 +134,9 @@ def test_debug_shows_the_traceback(file, capsys):
 
 def test_success_and_own_exit_codes(file):
     argv = [f"--config_path={file}"]
-    assert run_entry_point(lambda config: None, argv, "Train.") == 0
-    assert run_entry_point(lambda config: 3, argv, "Train.") == 3
-    assert run_entry_point(lambda config: None, ["--help_me"], "Train.") == 2
+    assert run_entry_point(lambda config: None, argv, Program("Train.")) == 0
+    assert run_entry_point(lambda config: 3, argv, Program("Train.")) == 3
+    assert run_entry_point(lambda config: None, ["--help_me"], Program("Train.")) == 2
 
 
 def test_the_package_does_not_load_mindspore():
@@ -133,13 +145,15 @@ def test_the_package_does_not_load_mindspore():
 
 
 def test_a_file_may_be_optional_and_keys_know_whether_they_were_given(file):
-    config = parse_args(["--batch_size=64"], "Evaluate.", config_optional=True)
+    config = parse_args(["--batch_size=64"], Program("Evaluate.", config_optional=True))
     assert config == Config() and config.says("batch_size") and not config.says("seed")
-    config = parse_args([f"--config_path={file}", "--eval_crop_ratio=0.875"], "Evaluate.", config_optional=True)
+    config = parse_args(
+        [f"--config_path={file}", "--eval_crop_ratio=0.875"], Program("Evaluate.", config_optional=True)
+    )
     assert [key for key in options() if config.says(key)] == ["eval_crop_ratio", "seed"]
     assert config.replace(batch_size=3).says("batch_size") and Config(seed=2).says("seed")
     with pytest.raises(ConfigError, match="no file and command line: nesterov"):
-        parse_args(["--nesterov=True", "--momentum=0"], "Evaluate.", config_optional=True)
+        parse_args(["--nesterov=True", "--momentum=0"], Program("Evaluate.", config_optional=True))
 
 
 @pytest.mark.parametrize("command", [["predict", "--file=net.onnx", "--images=x"], ["scaling"]])

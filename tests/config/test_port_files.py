@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from covpool.config import Config, ConfigError, load_config
-from covpool.config.command_line import parse_args
+from covpool.config.command_line import Program, parse_args
 
 COMMON = """\
 enable_modelarts: False
@@ -147,10 +147,10 @@ def test_files_of_the_ports_load_unmodified(write, name):
 def test_the_ports_command_lines_run_word_for_word(write, name):
     path = write(FILES[name])
     training = [f"--config_path={path}", "--run_distribute=True", "--device_num=4", "--device_target=CPU"]
-    config = parse_args([*training, "--data_path=./imagenet", "--output_path", "./output"], "Train.")
+    config = parse_args([*training, "--data_path=./imagenet", "--output_path", "./output"], Program("Train."))
     assert (config.run_distribute, config.device_num, config.output_path) == (True, 4, "./output")
     evaluation = ["--data_path=./imagenet", "--checkpoint_file_path=net.ckpt", "--device_target=CPU"]
-    config = parse_args([*evaluation, f"--config_path={path}"], "Evaluate.")
+    config = parse_args([*evaluation, f"--config_path={path}"], Program("Evaluate."))
     assert (config.run_distribute, config.checkpoint_file_path, config.class_num) == (False, "net.ckpt", 1001)
 
 

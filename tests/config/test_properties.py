@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from covpool.config import Config, ConfigError, load_config
-from covpool.config.command_line import parse_args
+from covpool.config.command_line import Program, parse_args
 from covpool.config.legacy import IGNORED, SYNONYMS
 from covpool.config.schema import options
 
@@ -149,7 +149,7 @@ def test_any_command_line(folder, argv):
     (folder / "fuzz.yaml").write_text("", encoding="utf-8")
     with redirect_stdout(io.StringIO()):
         try:
-            outcome(lambda: parse_args(["--config_path=fuzz.yaml", *argv], "Train."))
+            outcome(lambda: parse_args(["--config_path=fuzz.yaml", *argv], Program("Train.")))
         except SystemExit as leaving:
             assert leaving.code == 0
 

@@ -14,7 +14,7 @@ import pytest
 from covpool.build import architecture, build_model, build_source, description
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
 from covpool.config import Config
-from covpool.config.command_line import parse_args
+from covpool.config.command_line import Program, parse_args
 from covpool.errors import UserError
 from covpool.evaluation.run import evaluate_checkpoint
 from covpool.runtime.distributed import World
@@ -70,7 +70,7 @@ def saved_as(path: Path, checkpoint: Path, config: Config, **about: Any) -> Path
 
 def evaluate(data: Path, checkpoint: Path, *options: str) -> dict[str, Any]:
     argv = [f"--data_path={data}", f"--checkpoint_file_path={checkpoint}", "--progress=plain", *options]
-    return evaluate_checkpoint(parse_args(argv, "", (), config_optional=True), World())
+    return evaluate_checkpoint(parse_args(argv, Program("", config_optional=True)), World())
 
 
 def test_no_configuration_is_needed(data: Path, checkpoint: Path, expected: dict[str, Any], config: Config) -> None:

@@ -118,6 +118,7 @@ def mounted_read_only(folder: Path) -> Iterator[None]:
 WRITER = """
 import resource, sys
 from covpool.config.entry import run_entry_point
+from covpool.config.command_line import Program
 from covpool.runtime.environment import prepare_environment
 prepare_environment()
 import mindspore as ms
@@ -141,7 +142,7 @@ def main(config):
         store.save_best(net, optimizer, step, step, step / 1000, {{}})
         print(step, flush=True)
 
-sys.exit(run_entry_point(main, [{config!r}], ""))
+sys.exit(run_entry_point(main, [{config!r}], Program("")))
 """
 
 

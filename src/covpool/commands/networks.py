@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from covpool.config import Config
+from covpool.config.command_line import Program
 from covpool.config.entry import open_session, run_entry_point
 from covpool.config.modelarts import synchronised
 from covpool.runtime.signals import StopRequest
@@ -13,20 +14,44 @@ from covpool.runtime.signals import StopRequest
 _SHOWN = ("top_1_accuracy", "top_5_accuracy", "mce", "mean_error", "mean_flip_rate", "top_1_accuracy_all_classes")
 
 
+_JOB = ("data_path", "batch_size", "num_workers", "device_target", "run_distribute", "device_num")
+_TRAIN = Program(
+    "Train a network, alone or on every rank of mpirun or msrun.",
+    usual=(
+        *("net_name", "pooling", "reduction_dim", "class_num", "epoch_size", "lr_max", "lr_decay_mode", "output_path"),
+        *("pre_trained", "resume_ckpt", "cpu_kernels", *_JOB),
+    ),
+    name="covpool train",
+)
+_EVALUATE = Program(
+    "Evaluate a checkpoint on val/ or on a robustness set.",
+    required=("data_path", "checkpoint_file_path"),
+    usual=("eval_image_size", "eval_crop_ratio", "bad_images", "result_path", "robustness", "class_names", *_JOB),
+    config_optional=True,
+    name="covpool eval",
+)
+_EXPORT = Program(
+    "Export a checkpoint for deployment and check the file.",
+    required=("checkpoint_file_path",),
+    usual=("file_name", "file_format", "height", "width", "data_path", "device_target"),
+    config_optional=True,
+    name="covpool export",
+)
+
+
 def train(argv: Sequence[str]) -> int:
     """Train a network, alone or on every rank of mpirun or msrun."""
-    return run_entry_point(_train, argv, str(train.__doc__))
+    return run_entry_point(_train, argv, _TRAIN)
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """Evaluate a checkpoint on val/ or on a robustness set."""
-    required = ("data_path", "checkpoint_file_path")
-    return run_entry_point(_evaluate, argv, str(evaluate.__doc__), required, config_optional=True)
+    return run_entry_point(_evaluate, argv, _EVALUATE)
 
 
 def export(argv: Sequence[str]) -> int:
     """Export a checkpoint for deployment and check the file."""
-    return run_entry_point(_export, argv, str(export.__doc__), ("checkpoint_file_path",), config_optional=True)
+    return run_entry_point(_export, argv, _EXPORT)
 
 
 def _train(config: Config) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from covpool.config.legacy import IGNORED, SYNONYMS
@@ -19,56 +19,70 @@ _WIDTH = 110
 _INDENT = " " * 8
 
 
-def parse_args(
-    argv: Sequence[str], description: str, required: Sequence[str] = (), config_optional: bool = False
-) -> Config:
+@dataclass(frozen=True)
+class Program:
+    """What a command line is read for.
+
+    Attributes:
+        description: What the program does.
+        required: Keys that must not be empty.
+        usual: Keys that people set, which `--help` shows; empty for all.
+        config_optional: Whether it can do without a file, because a checkpoint knows the rest.
+        name: How it is called.
+    """
+
+    description: str
+    required: Sequence[str] = ()
+    usual: Sequence[str] = ()
+    config_optional: bool = False
+    name: str = "covpool"
+
+
+def parse_args(argv: Sequence[str], program: Program) -> Config:
     """Turns command-line arguments (without the program's name) into a configuration.
 
-    `--help` prints every key, with the values of the given file if there is one, and leaves by `SystemExit(0)`.
+    `--help` prints the usual keys and `--help=all` every key, with the values of the given file if there is one; both
+    leave by `SystemExit(0)`.
 
     Args:
         argv: `--config_path=FILE` and `--key=value` or `--key value`; of two values of a key, the last one counts.
-        description: What the program does, for the help.
-        required: Keys that must not be empty for this program.
-        config_optional: Whether the program can do without a file, because a checkpoint knows the rest.
+        program: What they are for.
 
     Raises:
         ConfigError: Bad usage or a bad configuration, in one line.
     """
-    wants_help = "--help" in argv or "-h" in argv
-    paths, overrides = _split([text for text in argv if text not in ("--help", "-h")])
-    if not paths and not wants_help and not config_optional:
-        raise ConfigError(f"{COMMAND_LINE}: --config_path=FILE is missing (--help shows all keys)")
+    wanted = [text for text in argv if text in ("--help", "-h", "--help=all")]
+    paths, overrides = _split([text for text in argv if text not in wanted])
+    if not paths and not wanted and not program.config_optional:
+        raise ConfigError(f"{COMMAND_LINE}: --config_path=FILE is missing (--help shows the keys)")
     layer = read_layer(paths[-1]) if paths else Layer()
     apply_overrides(layer, overrides)
-    if wants_help:
-        text = format_help(description, layer, Path(sys.argv[0]).name, required, config_optional)
+    if wanted:
+        text = format_help(program, layer, "--help=all" in wanted)
         sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
         raise SystemExit(0)
     config = build_config(layer, paths[-1] if paths else "no file", overrides)
-    for key in required:
+    for key in program.required:
         if getattr(config, key) in ("", None):
             raise ConfigError(f"{COMMAND_LINE}: --{key} is missing: {options()[key].help}")
     return config
 
 
-def format_help(
-    description: str, layer: Layer, program: str, required: Sequence[str] = (), config_optional: bool = False
-) -> str:
-    """Returns the help: every key with type, default, choices and help text, by section.
+def format_help(program: Program, layer: Layer, every: bool) -> str:
+    """Returns the help: keys with type, default, choices and help text, by section.
 
     Args:
-        description: What the program does.
+        program: What the command line is for.
         layer: Values and help texts of the given file and options, shown in place of the built-in ones.
-        program: Name of the program.
-        required: Keys to show in the usage line.
-        config_optional: Whether the program can do without a file.
+        every: All keys instead of the usual ones.
     """
-    needed = "".join(f" --{key}={key.upper()}" for key in required)
-    file = "[--config_path=FILE]" if config_optional else "--config_path=FILE"
-    lines = [f"usage: python {program} {file}{needed} [--key=value ...]", "", description, ""]
+    needed = "".join(f" --{key}={key.upper()}" for key in program.required)
+    file = "[--config_path=FILE]" if program.config_optional else "--config_path=FILE"
+    lines = [f"usage: {program.name} {file}{needed} [--key=value ...]", "", program.description, ""]
     section = ""
     for name, option in options().items():
+        if not every and program.usual and name not in (*program.required, *program.usual):
+            continue
         if option.section != section:
             section = option.section
             lines += ["", f"{section}:"]
@@ -79,8 +93,10 @@ def format_help(
         if name in layer.choices:
             lines += _wrap(f"allowed: {', '.join(map(str, layer.choices[name][0]))} ({layer.choices[name][1]})")
         lines += _wrap(f"default: {format_value(value)}{origin}")
-    lines += ["", "Values are typed: True or False, numbers, null, lists as [1, 2], mappings as {name: value}.", ""]
-    return "\n".join(lines)
+    lines += ["", "Values are typed: True or False, numbers, null, lists as [1, 2], mappings as {name: value}."]
+    if program.usual and not every:
+        lines.append("These are the keys that people set; --help=all shows every key.")
+    return "\n".join([*lines, ""])
 
 
 def key_type(name: str) -> Callable[[str], Any]:

@@ -6,39 +6,25 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Callable, Optional
 
-from covpool.config.command_line import parse_args
+from covpool.config.command_line import Program, parse_args
 from covpool.config.schema import Config
 from covpool.runtime.command import exit_code_of
 from covpool.runtime.distributed import World, session
 from covpool.runtime.environment import prepare_environment
 
 
-def run_entry_point(
-    main: Callable[[Config], Optional[int]],
-    argv: Sequence[str],
-    description: str,
-    required: Sequence[str] = (),
-    config_optional: bool = False,
-) -> int:
-    """Parses arguments, runs a program and returns its exit code.
-
-    An error is one line on the standard error stream, with the traceback before it under `--debug=True`.
+def run_entry_point(main: Callable[[Config], Optional[int]], argv: Sequence[str], program: Program) -> int:
+    """Parses arguments, runs a program and returns its exit code, see :func:`exit_code_of`.
 
     Args:
         main: The program; what it returns is the exit code (None for 0).
         argv: Arguments without the program's name.
-        description: What the program does, for `--help`.
-        required: Keys that must not be empty.
-        config_optional: Whether `--config_path` may be left out.
-
-    Returns:
-        0 for success, 2 for a usage or configuration error, 130 when interrupted, the error's own `exit_code` for a
-        `UserError`, 1 for any other error.
+        program: What the arguments are for.
     """
     shown = [text.lower() == "--debug=true" for text in argv]
 
     def run() -> Optional[int]:
-        config = parse_args(argv, description, required, config_optional)
+        config = parse_args(argv, program)
         shown.append(config.debug)
         return main(config)
 

@@ -84,6 +84,11 @@ class Config:
         "and leaves them out.",
         choices=("error", "skip"),
     )
+    max_pixels: int = _data(
+        50_000_000,
+        "Greatest width x height of an image file; a larger one counts as damaged, and no memory is taken for it.",
+        bounds="1 <= x <= 1000000000",
+    )
     train_image_size: int = _data(224, "Height and width of training images, in pixels.", bounds="1 <= x <= 8192")
     eval_image_size: int = _data(224, "Height and width of evaluation images, in pixels.", bounds="1 <= x <= 8192")
     eval_crop_ratio: float = _data(
