@@ -70,3 +70,17 @@ def test_network_returns_to_the_mode_it_was_in(graph_mode: None) -> None:
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(ValueError, match="nothing to evaluate"):
         evaluate(First(), [], 4, 2, World())
+
+
+def test_images_without_finite_logits_are_counted_over_all_ranks(graph_mode: None) -> None:
+    images = np.zeros((7, 1, 4, 4), np.float32)
+    images[3, 0, 0, 2], images[5, 0, 0, 0] = np.inf, np.nan
+    batches = [(images[i : i + 4], np.zeros(len(images[i : i + 4]), np.int32)) for i in (0, 4)]
+    alone = evaluate(First(), batches, 4, 4, World())
+    assert (alone.non_finite, alone.first_non_finite) == (2, 3) and alone.to_dict()["loss"] is None
+    others = np.array([[1.0, 2 * 5 + 0]])  # rank 0 has one, its image 5
+    second = World(rank=1, size=2, _sum=lambda v: v, _gather=lambda row: np.concatenate([others, row[None]]))
+    shared = evaluate(First(), batches, 4, 4, second)
+    assert (shared.non_finite, shared.first_non_finite) == (3, 7)
+    fine = evaluate(First(), [(images[:3], np.zeros(3, np.int32))], 4, 4, World())
+    assert (fine.non_finite, fine.first_non_finite) == (0, None) and fine.to_dict()["loss"] is not None

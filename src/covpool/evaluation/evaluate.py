@@ -113,9 +113,8 @@ def evaluate(
     correct, correct_5, total = sums[:3].round().astype(np.int64)
     if not total.sum():
         raise ValueError("nothing to evaluate: no rank has an image")
-    ranks = np.zeros((world.size, 2), np.float64)  # of every rank: how many are not finite, and the first
-    ranks[world.rank] = len(counts.non_finite), min(counts.non_finite, default=0) * world.size + world.rank
-    ranks = world.sum(ranks)
+    first_here = min(counts.non_finite, default=0) * world.size + world.rank
+    ranks = world.gather(np.array([len(counts.non_finite), first_here]))
     found = ranks[ranks[:, 0] > 0]
     first = int(found[:, 1].min()) if len(found) else None
     loss = float(sums[3].sum() / total.sum())
