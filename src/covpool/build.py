@@ -200,7 +200,9 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
     """
     if not config.data_path:
         raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
-    source = open_source(config.dataset, config.data_path, split, config.image_list or None)
+    source = open_source(
+        config.dataset, config.data_path, split, config.image_list or None, max_pixels=config.max_pixels
+    )
     classes = len(source.class_names)
     if config.class_num != "auto" and classes > config.class_num:
         raise UserError(
