@@ -91,8 +91,9 @@ class TrainingState:
         self.check_finite(step)
         ranks, about = None, dict(self.about)
         if position.step:
-            ranks = _gathered(self.world, running_statistics(self.network))
-            losses = _gathered(self.world, np.array([position.loss_sum, position.loss_count], np.float64))
+            statistics = running_statistics(self.network)
+            ranks = self.world.gather(statistics).astype(statistics.dtype)
+            losses = self.world.gather(np.array([position.loss_sum, position.loss_count]))
             about.update(steps_per_epoch=self.steps, losses=losses.tolist())
         if self.world.is_main:
             if regular:
@@ -199,10 +200,3 @@ def set_running_statistics(network: nn.Cell, values: np.ndarray) -> None:
 
 def _statistics(network: nn.Cell) -> list[ms.Parameter]:
     return [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
-
-
-def _gathered(world: World, values: np.ndarray) -> np.ndarray:
-    """The vectors of all ranks as rows, on every rank: (n,) -> (ranks, n)."""
-    rows = np.zeros((world.size, values.size), np.float64)
-    rows[world.rank] = values
-    return world.sum(rows).astype(values.dtype)

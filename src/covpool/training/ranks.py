@@ -17,9 +17,7 @@ def agreed_signal(stop: StopRequest, world: World) -> int:
     """The signal that any rank has received, 0 for none; every rank calls it after the same step."""
     if world.size == 1:
         return stop.received
-    ranks = np.zeros(world.size)
-    ranks[world.rank] = stop.received
-    return int(world.sum(ranks).max())
+    return int(world.gather(np.array([stop.received])).max())
 
 
 def average_statistics(network: nn.Cell, world: World) -> None:
@@ -41,9 +39,7 @@ def check_ranks_agree(network: nn.Cell, world: World, epoch: int) -> None:
     checksum = 0
     for parameter in network.get_parameters():
         checksum = zlib.crc32(parameter.asnumpy().tobytes(), checksum)
-    mine = np.zeros(world.size)
-    mine[world.rank] = checksum
-    checksums = world.sum(mine)
+    checksums = world.gather(np.array([checksum]))[:, 0]
     if (checksums != checksums[0]).any():
         different = np.flatnonzero(checksums != checksums[0]).tolist()
         raise UserError(f"parameters differ between rank 0 and ranks {different} after epoch {epoch + 1}")

@@ -68,7 +68,7 @@ class _Job:
         yield from tqdm(items, total=total, desc=self.config.robustness, unit=unit, disable=not shown, leave=False)
 
 
-class _Among(nn.Cell):
+class _ClassSubset(nn.Cell):
     """A network whose answers are among some of its classes: the logits of the others are far below."""
 
     def __init__(self, network: nn.Cell, classes: np.ndarray, count: int) -> None:
@@ -136,7 +136,7 @@ def _some_classes(job: _Job) -> dict[str, Any]:
     names = job.classes(root)
     source = folder_source(root, names, job.config.robustness)
     present = np.unique(source.labels)
-    among = job.evaluate(source, _Among(job.network, present, job.config.num_classes))
+    among = job.evaluate(source, _ClassSubset(job.network, present, job.config.num_classes))
     over_all = job.evaluate(source, job.network)
     return {
         "top_1_accuracy": among.top_1,
