@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from covpool.runtime.cuda import (
     mindspore_folder,
     wheels_problem,
 )
+from covpool.runtime.processes import python_command
 
 DEVICES = ("CPU", "GPU", "Ascend")
 ASCEND_PLUGIN = "lib/plugin/libmindspore_ascend.so.2"
@@ -34,7 +34,6 @@ INSTALL_CANN = (
     "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
 )
 
-_ROOT = Path(__file__).resolve().parent.parent.parent  # holds the package
 # On a card of a new generation the driver first translates some 700 MB of kernels.
 _TRIAL_LIMIT_S = {"CPU": 120, "GPU": 900, "Ascend": 600}
 _TRIAL = """
@@ -156,9 +155,8 @@ def _trial(device: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _TRIAL, device],
+                python_command(_TRIAL, device),
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(_ROOT)},
                 capture_output=True,
                 text=True,
                 timeout=_TRIAL_LIMIT_S[device],
