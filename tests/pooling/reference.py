@@ -160,26 +160,34 @@ def relative_error(value: Any, reference: np.ndarray) -> float:
 
 
 class Weighted(nn.Cell):
-    """sum(cell(x) * g): a scalar whose gradient the tests look at."""
+    """sum(cell(x) * g), a scalar whose gradient the tests look at, and cell(x) beside it: one graph for both."""
 
     def __init__(self, cell: nn.Cell) -> None:
         super().__init__()
         self.cell = cell
 
-    def construct(self, x: ms.Tensor, g: ms.Tensor) -> ms.Tensor:
-        return (self.cell(x) * g).sum()
+    def construct(self, x: ms.Tensor, g: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
+        out = self.cell(x)
+        return (out * g).sum(), out
+
+
+def value_and_gradient(cell: nn.Cell, x: np.ndarray, g: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """cell(x), and the gradient of sum(cell(x) * g) with respect to x."""
+    step = ms.value_and_grad(Weighted(cell), has_aux=True)
+    (_, out), dx = step(ms.Tensor(x), ms.Tensor(g.astype(np.float32)))
+    return out.asnumpy(), dx.asnumpy()
 
 
 def gradient(cell: nn.Cell, x: np.ndarray, g: np.ndarray) -> np.ndarray:
     """Gradient of sum(cell(x) * g) with respect to x."""
-    return ms.grad(Weighted(cell))(ms.Tensor(x), ms.Tensor(g.astype(np.float32))).asnumpy()
+    return value_and_gradient(cell, x, g)[1]
 
 
 def gradients(cell: nn.Cell, x: np.ndarray, g: np.ndarray) -> Tuple[np.ndarray, Dict[str, np.ndarray]]:
     """Gradients with respect to x and to every trainable parameter, by name."""
     params = list(cell.trainable_params())
-    grad = ms.grad(Weighted(cell), grad_position=0, weights=ms.ParameterTuple(params))
-    dx, dw = grad(ms.Tensor(x), ms.Tensor(g.astype(np.float32)))
+    step = ms.value_and_grad(Weighted(cell), 0, ms.ParameterTuple(params), has_aux=True)
+    _, (dx, dw) = step(ms.Tensor(x), ms.Tensor(g.astype(np.float32)))
     return dx.asnumpy(), {p.name.replace("cell.", "", 1): w.asnumpy() for p, w in zip(params, dw)}
 
 

@@ -16,7 +16,7 @@ from mindspore import nn
 from covpool.kernels import apply_cpu_kernels
 from covpool.pooling import create_pooling, list_poolings
 from tests.pooling import reference
-from tests.pooling.reference import features
+from tests.pooling.reference import Weighted, features
 from tests.pooling.test_poolings import GRADIENT_TOLERANCE, REFERENCES, VALUE_TOLERANCE
 
 CHANNELS = 8
@@ -67,23 +67,11 @@ def batch(size: Tuple[int, int]) -> Tuple[List[str], np.ndarray]:
     return ["zeros", *names], np.concatenate([np.zeros_like(maps[0]), *maps])
 
 
-class Traced(nn.Cell):
-    """A scalar whose gradient is asked for, and the pooled vector beside it."""
-
-    def __init__(self, pooling: nn.Cell) -> None:
-        super().__init__()
-        self.pooling = pooling
-
-    def construct(self, x: ms.Tensor, g: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
-        out = self.pooling(x)
-        return (out * g).sum(), out
-
-
 @functools.cache
 def compiled(name: str, runtime: str) -> Tuple[nn.Cell, Callable]:
     """One pooling in training mode for all tests."""
     cell = create_pooling(name, CHANNELS).set_train()
-    network = Traced(cell)
+    network = Weighted(cell)
     if "compiled" in runtime:
         apply_cpu_kernels(network, "compiled")
     weights = ms.ParameterTuple(network.trainable_params())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from covpool.pooling import UnknownNameError, create_pooling, list_poolings, pooling_info, register_pooling
-from covpool.pooling.plain import CovariancePooling
+from covpool.pooling.covariance import CovariancePooling
 from covpool.registry import Registry
 
 

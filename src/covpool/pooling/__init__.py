@@ -5,12 +5,11 @@ create_pooling("dropcov", channels=128) -> nn.Cell, (N, 128, H, W) -> (N, cell.o
 
 from __future__ import annotations
 
+from covpool.pooling.covariance import CovariancePooling, GlobalAveragePooling
 from covpool.pooling.dropcov import DropCov
 from covpool.pooling.element_wise import BCNN, BCNNLT, LayerNormPooling, SigmE
-from covpool.pooling.fast_mpn import FastMPN
 from covpool.pooling.matrix_functions import APN, IBCNN, IBCNNLT, MPN, ILogM, LogM
-from covpool.pooling.max_exp import MaxExp
-from covpool.pooling.plain import CovariancePooling, GlobalAveragePooling
+from covpool.pooling.matrix_powers import FastMPN, MaxExp
 from covpool.pooling.registry import PoolingInfo, create_pooling, list_poolings, pooling_info, register_pooling
 from covpool.registry import UnknownNameError
 

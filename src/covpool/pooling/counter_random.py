@@ -24,10 +24,10 @@ _GOLDEN = 0x9E3779B9 - (1 << 32)
 class CounterUniform(Float32Cell):
     """Uniform float32 in [0, 1) of shape `(n, d)`, other numbers at every call.
 
-    The element's table entry (a hash of seed and place, made once) and the counter are mixed by two rounds of
-    xor-shift and multiplication on 32-bit integers; the upper 24 bits are the result. Shifts are arithmetic: a round
-    then maps two inputs to one value, which changes nothing in the distribution, and an operator is saved.
-    Only operators that CPU, GPU and Ascend have in graph and PyNative mode are used.
+    Every place has a random integer of its own, drawn once from the seed. Two rounds of xor-shift and multiplication
+    mix it with the counter, on 32-bit integers; the upper 24 bits are the result. Shifts are arithmetic, which saves an
+    operator: a round then maps two inputs to one value, and the distribution stays the same. All operators exist on
+    CPU, GPU and Ascend, in graph and PyNative mode.
 
     Attributes:
         seed: Python integer; set it before the first call (before compilation).
@@ -43,7 +43,6 @@ class CounterUniform(Float32Cell):
         self.counter = ms.Parameter(ms.Tensor(0, ms.int32), name="counter", requires_grad=False)
 
     def construct(self, n: int, d: int) -> ms.Tensor:
-        """Draw numbers of shape (n, d) and advance the counter."""
         h = ops.bitwise_xor(_table(self.seed, n, d), self.counter * _GOLDEN)
         ops.assign_add(self.counter, 1)
         h = ops.bitwise_xor(h, ops.bitwise_right_shift(h, 16)) * _MULTIPLIER_1

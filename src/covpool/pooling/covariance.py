@@ -1,4 +1,4 @@
-"""The covariance of a feature map and its upper triangle as a vector.
+"""The covariance of a feature map and its upper triangle as a vector; plain pooling, first and second order.
 
 The cells form a chain: `centred` -> `Gram` -> functions of symmetric matrices -> `SymmetricVector`. Along it the
 gradient of a symmetric matrix is taken symmetric, (G + G^T) / 2 for G, which is the same as long as the matrix stays
@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from covpool.pooling.base import Float32Cell, repeat_columns, row_sums
+from covpool.pooling.base import Float32Cell, Pooling, repeat_columns, row_sums
 
 
 def vector_length(channels: int) -> int:
@@ -56,7 +56,6 @@ class Centre(Float32Cell):
     """:func:`centred` as a cell, so that a device can have a kernel of its own for it."""
 
     def construct(self, x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
-        """Centred map and mean."""
         return centred(x)
 
 
@@ -72,11 +71,9 @@ class Gram(Float32Cell):
         self.product = ops.BatchMatMul()
 
     def construct(self, a: ms.Tensor) -> ms.Tensor:
-        """The product of a with itself."""
         return self.product_t(a, a)
 
     def bprop(self, a: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
-        """Gradient with respect to a."""
         return (self.product(2.0 * dout, a),)
 
 
@@ -109,11 +106,9 @@ class SymmetricVector(Float32Cell):
         return ops.gather(dout * weight, self.places, 1).reshape(-1, self.channels, self.channels)
 
     def construct(self, c: ms.Tensor) -> ms.Tensor:
-        """The vector of a batch of matrices."""
         return ops.gather(c.reshape(-1, self.channels * self.channels), self.index, 1)
 
     def bprop(self, c: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
-        """Gradient with respect to c, symmetrised."""
         return (self.spread(dout),)
 
 
@@ -131,11 +126,9 @@ class GramVector(Float32Cell):
         self.product = ops.BatchMatMul()
 
     def construct(self, a: ms.Tensor) -> ms.Tensor:
-        """The vector of a batch of centred maps."""
         return self.vector.scaled(self.product_t(a, a), 1.0 / a.shape[-1])
 
     def bprop(self, a: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
-        """Gradient with respect to a."""
         return (self.product(self.vector.spread(dout, 2.0 / a.shape[-1]), a),)
 
 
@@ -152,5 +145,36 @@ class CovarianceVector(Float32Cell):
         self.vector = GramVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """The covariance vector of each map."""
         return self.vector(self.centre(x)[0])
+
+
+class GlobalAveragePooling(Pooling):
+    """Global average pooling: the mean over positions, `(N, C, H, W) -> (N, C)`.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        _, c, h, w = x.shape
+        return row_sums(x.reshape(-1, h * w), 1.0 / (h * w)).reshape(-1, c)
+
+
+class CovariancePooling(Pooling):
+    """Plain global covariance pooling: V(C), `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    Source: Lin et al., ICCV 2015, without normalisation.
+
+    Args:
+        channels: d.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, vector_length(channels))
+        self.vector = CovarianceVector(channels)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.vector(x)

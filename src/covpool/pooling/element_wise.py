@@ -18,13 +18,12 @@ _SMALLEST_SQUARE = 1e-37
 class SignedRootL2(Float32Cell):
     r"""l2(ssqrt(v)) along the last axis, `(N, K) -> (N, K)`: sign(v) sqrt(|v|), divided by its Euclidean norm.
 
-    No epsilon. The derivative of the root is infinite at 0; there the gradient is 0, as is that of a zero vector
-    (whose result is zero). Cost: about 10 K FLOPs.
+    No epsilon. The derivative of the root is infinite at 0: there the gradient is 0. A vector of zeros gives zeros,
+    with a zero gradient.
     """
 
     def construct(self, v: ms.Tensor) -> ms.Tensor:
-        """Signed root, then unit length: the squared norm of the root is the sum of |v|."""
-        size = ops.abs(v)
+        size = ops.abs(v)  # its sum is the squared norm of the root
         root = v / ops.sqrt(ops.maximum(size, _SMALLEST_SQUARE))  # `sign` is slow on CPU
         return root * repeat_columns(ops.sqrt(self.inverse_sum(size)), v.shape[-1])
 
@@ -58,17 +57,15 @@ class Affine(Float32Cell):
         self.beta = ms.Parameter(ops.zeros(features, ms.float32), name="beta")
 
     def construct(self, v: ms.Tensor) -> ms.Tensor:
-        """Scale and shift."""
         return self.gamma * v + self.beta
 
 
 class BCNN(Pooling):
     """B-CNN: l2(ssqrt(V(C))), `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    ssqrt(v) = sign(v) sqrt(|v|), l2(v) = v / ||v|| per sample, no epsilon; the gradient at a zero entry is 0.
+    ssqrt(v) = sign(v) sqrt(|v|), l2(v) = v / ||v|| per sample.
 
-    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 38.3 (d=64), 41.1 (d=256).
-    Source: Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015.
+    Source: Lin et al., ICCV 2015.
 
     Args:
         channels: d.
@@ -80,17 +77,15 @@ class BCNN(Pooling):
         self.normalise = SignedRootL2()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Covariance vector, signed root, unit length."""
         return self.normalise(self.vector(x))
 
 
 class BCNNLT(BCNN):
     """B-CNN with a linear transform: gamma * l2(ssqrt(V(C))) + beta, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    gamma and beta are learnable per feature (`affine.gamma`, `affine.beta`), 1 and 0 at first.
+    gamma and beta are learnable, one of each per feature, and start as 1 and 0.
 
-    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 68.3 (d=64), 73.2 (d=256).
-    Source: Wang et al., "DropCov: A Simple yet Effective Method for Improving Deep Architectures", NeurIPS 2022.
+    Source: Wang et al., NeurIPS 2022.
 
     Args:
         channels: d.
@@ -101,15 +96,14 @@ class BCNNLT(BCNN):
         self.affine = Affine(self.out_features)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """B-CNN, scaled and shifted."""
         return self.affine(self.normalise(self.vector(x)))
 
 
 class HalfTanh(Float32Cell):
-    """tanh(slope v / 2) = 2 / (1 + exp(-slope v)) - 1, `(N, K) -> (N, K)`, without the cancellation near 0.
+    """tanh(slope v / 2), `(N, K) -> (N, K)`; the form 2 / (1 + exp(-slope v)) - 1 has no digits near 0.
 
-    As 2 t / (1 + t^2) with t = tanh(slope v / 4): MindSpore's `tanh` errs by 1e-4 beyond 1 on CPU, which this
-    squares, and its gradient is slow there.
+    Computed as 2 t / (1 + t^2) with t = tanh(slope v / 4): on CPU, MindSpore's `tanh` errs by 1e-4 where it is nearly
+    1, and this squares the error.
 
     Args:
         slope: Above 0.
@@ -130,17 +124,11 @@ class HalfTanh(Float32Cell):
 class SigmE(Pooling):
     """SigmE: 2 / (1 + exp(-slope V(C))) - 1, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: not reported.
-    Source: Koniusz and Zhang, "Power Normalizations in Fine-grained Image, Few-shot Image and Graph Classification",
-    TPAMI 2021.
+    Source: Koniusz and Zhang, TPAMI 2021.
 
     Args:
         channels: d.
         slope: The paper's beta, above 0.
-
-    Raises:
-        ValueError: slope is not above 0.
-        TypeError: slope is not a number.
     """
 
     def __init__(self, channels: int, slope: float = 1.0) -> None:
@@ -149,26 +137,20 @@ class SigmE(Pooling):
         self.vector = CovarianceVector(channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Covariance vector, squashed."""
         return self.squash(self.vector(x))
 
 
 class LayerNormPooling(Pooling):
     """Layer normalisation: gamma (V(C) - mu) / sigma + beta, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    mu and sigma = sqrt(variance + eps) over the features of a sample; gamma and beta are learnable per feature (1 and
-    0 at first).
+    mu is the mean and sigma = sqrt(variance + eps) over the features of a sample. gamma and beta are learnable, one of
+    each per feature, and start as 1 and 0.
 
-    Cost: that of plain pooling plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 71.7 (d=64), 70.2 (d=256).
-    Source: Ba et al., "Layer Normalization", 2016; numbers from Wang et al., "DropCov", NeurIPS 2022.
+    Source: Ba et al., 2016.
 
     Args:
         channels: d.
         eps: Added to the variance, above 0.
-
-    Raises:
-        ValueError: eps is not above 0.
-        TypeError: eps is not a number.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -178,11 +160,7 @@ class LayerNormPooling(Pooling):
         self.eps = check_float("eps", eps, 0.0, low_open=True)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Covariance vector, standardised over the features, scaled and shifted.
-
-        In parts, since MindSpore's fused operator is several times slower on CPU.
-        """
-        k = self.out_features
+        k = self.out_features  # in parts: MindSpore's fused operator is several times slower on CPU
         v = self.vector(x)
         v = v - repeat_columns(row_sums(v, 1.0 / k), k)
         deviation = ops.sqrt(row_sums(v * v, 1.0 / k) + self.eps)

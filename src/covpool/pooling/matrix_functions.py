@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import mindspore as ms
+import numpy as np
 from mindspore import ops
 
-from covpool.pooling.adaptive_power import AdaptiveExponent
-from covpool.pooling.base import Pooling, check_choice, check_float, repeat_columns
+from covpool.pooling.base import Float32Cell, Pooling, check_choice, check_float, repeat_columns
 from covpool.pooling.covariance import SymmetricVector, centred, vector_length
 from covpool.pooling.element_wise import Affine, SignedRootL2
 from covpool.pooling.spectral import CovarianceEigen, Power, ScaledLog, ShiftedLog, SpectralFunction
 
+# Points of each of the two searches for APN's exponent, which is then off by at most 0.9 / 47^2 = 4e-4.
+_POINTS = 48
+
 
 class SpectralPooling(Pooling):
-    """Base: V(U f(lambda) U^T), with one parameter of f for all samples.
+    """V(U f(lambda) U^T), with one parameter of f for all samples, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
     Args:
         channels: d.
         function: f.
-        parameter: Its parameter.
-        solver: See `CovarianceEigen`.
+        parameter: Its parameter, for example an exponent.
+        solver: "eigh", "svd" or None, which chooses by the device; see `CovarianceEigen`.
     """
 
     def __init__(self, channels: int, function: SpectralFunction, parameter: float, solver: Optional[str]) -> None:
@@ -31,36 +34,29 @@ class SpectralPooling(Pooling):
         self.vector = SymmetricVector(channels)
         self.parameter = ms.Tensor([[parameter]], ms.float32)
 
-    def exponent(self, lam: ms.Tensor) -> ms.Tensor:
-        """The function's parameter, `(N, d) -> (N, 1)` or `(1, 1)`."""
+    def function_parameter(self, lam: ms.Tensor) -> ms.Tensor:
+        """The parameter of f for these eigenvalues, `(N, d) -> (1, 1)`, or `(N, 1)` where every sample has its own."""
         return self.parameter
 
-    def normalised(self, x: ms.Tensor) -> ms.Tensor:
+    def matrix_function(self, x: ms.Tensor) -> ms.Tensor:
         """V(f(C))."""
         lam, u = self.eigen(x)
         a, _ = centred(x)
-        return self.vector(self.function(a, lam, u, self.exponent(lam)))
+        return self.vector(self.function(a, lam, u, self.function_parameter(lam)))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Covariance, matrix function, upper triangle."""
-        return self.normalised(x)
+        return self.matrix_function(x)
 
 
 class LogM(SpectralPooling):
     """DeepO2P: V(U log(lambda + eps) U^T), `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    Cost: 2 M d^2 + about 12 d^3 FLOPs forward, 2 M d^2 + 8 d^3 backward. Published top-1 of ResNet-18 on ImageNet: 70.1
-    (d=64), diverges (d=256).
-    Source: Ionescu et al., "Matrix Backpropagation for Deep Networks with Structured Layers", ICCV 2015.
+    Source: Ionescu et al., ICCV 2015.
 
     Args:
         channels: d.
         eps: Added to the eigenvalues, above 0.
-        solver: "eigh", "svd" or None (by device), see `CovarianceEigen`.
-
-    Raises:
-        ValueError: An argument is outside its range.
-        TypeError: eps is not a number.
+        solver: See `SpectralPooling`.
     """
 
     def __init__(self, channels: int, eps: float = 1e-3, solver: Optional[str] = None) -> None:
@@ -70,20 +66,12 @@ class LogM(SpectralPooling):
 class ILogM(SpectralPooling):
     """I-LogM: V(U [eps log((lambda + eps) / eps)] U^T), `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    Cost: 2 M d^2 + about 12 d^3 FLOPs forward, 2 M d^2 + 8 d^3 backward. Published top-1 of ResNet-18 on ImageNet: 71.2
-    (d=64), 72.0 (d=256).
-    Source: Wang et al., "Towards a Deeper Understanding of Global Covariance Pooling in Deep Learning: An Optimization
-    Perspective", TPAMI 2023.
+    Source: Wang et al., TPAMI 2023.
 
     Args:
         channels: d.
-        eps: Scale of the logarithm, above 0. The features are of its size: with 1e-3, the value of the reference
-            numbers, a network hardly learns at usual rates, with 1.0 it does (docs/evidence.md).
-        solver: "eigh", "svd" or None (by device), see `CovarianceEigen`.
-
-    Raises:
-        ValueError: An argument is outside its range.
-        TypeError: eps is not a number.
+        eps: Scale of the logarithm and size of the features, above 0; networks learn with 1.0 (docs/evidence.md).
+        solver: See `SpectralPooling`.
     """
 
     def __init__(self, channels: int, eps: float = 1e-3, solver: Optional[str] = None) -> None:
@@ -93,52 +81,84 @@ class ILogM(SpectralPooling):
 class MPN(SpectralPooling):
     """MPN-COV: V(U lambda^alpha U^T), `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    Cost: 2 M d^2 + about 12 d^3 FLOPs forward, 2 M d^2 + 8 d^3 backward. Published top-1 of ResNet-18 on ImageNet: 73.1
-    (d=64), 74.9 (d=256).
-    Source: Li et al., "Is Second-order Information Helpful for Large-scale Visual Recognition?", ICCV 2017.
+    Source: Li et al., ICCV 2017.
 
     Args:
         channels: d.
         alpha: The power, in (0, 1].
-        solver: "eigh", "svd" or None (by device), see `CovarianceEigen`.
-
-    Raises:
-        ValueError: An argument is outside its range.
-        TypeError: alpha is not a number.
+        solver: See `SpectralPooling`.
     """
 
     def __init__(self, channels: int, alpha: float = 0.5, solver: Optional[str] = None) -> None:
         super().__init__(channels, Power(), check_float("alpha", alpha, 0.0, 1.0, low_open=True), solver)
 
 
+class AdaptiveExponent(Float32Cell):
+    r"""APN's alpha of each sample from the eigenvalues of its covariance, `(N, d) -> (N, 1)`, without gradient.
+
+    alpha is the extremum over [alpha_min, 1] of
+
+        J(alpha) = alpha (log lambda_max - log max(floor, lambda_min)) - tau sum_i p_i log p_i,
+        p_i = lambda_i^alpha / sum_j lambda_j^alpha.
+
+    J on a grid finds the neighbourhood of the extremum, and the sign of J' on a finer grid finds the place in it
+    (differences of J vanish in float32 there). With s = log lambda: p = softmax(alpha s) and
+    J' = (first factor) - tau alpha Var_p(s). Zero eigenvalues have no part in p.
+
+    Args:
+        tau: Weight of the entropy.
+        floor: Smallest value that the least eigenvalue counts as (the paper's c).
+        alpha_min: Lower end of the interval.
+        sign: 1.0 for the maximum, -1.0 for the minimum.
+    """
+
+    def __init__(self, tau: float, floor: float, alpha_min: float, sign: float) -> None:
+        super().__init__()
+        self.tau, self.floor, self.sign, self.alpha_min = tau, floor, sign, alpha_min
+        self.reach = (1.0 - alpha_min) / (_POINTS - 1)
+        self.step = 2.0 * self.reach / (_POINTS - 1)
+        self.grid = ms.Tensor(np.linspace(alpha_min, 1.0, _POINTS, dtype=np.float32).reshape(1, _POINTS))
+        self.around = ms.Tensor(np.linspace(-self.reach, self.reach, _POINTS, dtype=np.float32).reshape(1, _POINTS))
+
+    def spread(self, s: ms.Tensor, absent: ms.Tensor, alpha: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
+        """Entropy of p and variance of s under p, `(N, d), (N, d), (1 or N, K) -> (N, K), (N, K)`."""
+        s = s.expand_dims(1)
+        logits = ops.masked_fill(s, absent.expand_dims(1), -1e30) * alpha.expand_dims(-1)
+        weights = ops.exp(logits - logits.max(-1, keepdims=True))
+        p = weights / weights.sum(-1, keepdims=True)
+        entropy = -(p * ops.log(ops.maximum(p, 1e-30))).sum(-1)
+        deviation = s - (p * s).sum(-1, keepdims=True)
+        return entropy, (p * deviation * deviation).sum(-1)
+
+    def construct(self, lam: ms.Tensor) -> ms.Tensor:
+        largest = ops.maximum(lam.max(-1, keepdims=True), 1e-30)
+        absent = lam == 0
+        s = ops.log(ops.masked_fill(lam, absent, 1.0))
+        slope = ops.log(largest) - ops.log(ops.maximum(lam.min(-1, keepdims=True), self.floor))
+        entropy, _ = self.spread(s, absent, self.grid)
+        best = (self.sign * (self.grid * slope + self.tau * entropy)).argmax(-1, keepdims=True)
+        points = best.astype(ms.float32) * self.reach + self.around + self.alpha_min
+        points = ops.clamp(points, self.alpha_min, 1.0)
+        _, variance = self.spread(s, absent, points)
+        rising = (self.sign * (slope - self.tau * points * variance) > 0).astype(ms.float32)
+        alpha = (best.astype(ms.float32) - 1.0) * self.reach + (rising.sum(-1, keepdims=True) - 0.5) * self.step
+        return ops.stop_gradient(ops.clamp(alpha + self.alpha_min, self.alpha_min, 1.0))
+
+
 class APN(SpectralPooling):
     """APN: V(U lambda^alpha U^T) with alpha chosen per sample, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    alpha is the maximiser over [alpha_min, 1] of
+    `AdaptiveExponent` says how; alpha has no gradient.
 
-        alpha (log lambda_max - log max(floor, lambda_min)) - tau sum_i p_i log p_i,
-        p_i = lambda_i^alpha / sum_j lambda_j^alpha.
-
-    The paper prints a minimisation, but the trade-off it describes is a maximum (the entropy term is concave near 0):
-    the minimum mostly lies at an end of the interval. `objective="minimum"` gives the printed form. No gradient flows
-    through alpha: it is a choice of the normalisation, as the rate of DropCov is.
-
-    Cost: that of MPN-COV plus about 500 d exponentials. Published top-1 of ResNet-18 on ImageNet: 73.3 (d=64), 75.0
-    (d=256).
-    Source: Wang et al., "Towards a Deeper Understanding of Global Covariance Pooling in Deep Learning: An Optimization
-    Perspective", TPAMI 2023.
+    Source: Wang et al., TPAMI 2023.
 
     Args:
         channels: d.
         tau: Weight of the entropy, above 0.
         floor: The paper's c, above 0.
         alpha_min: Lower end of the interval, in (0, 1).
-        objective: "maximum" or "minimum".
-        solver: "eigh", "svd" or None (by device), see `CovarianceEigen`.
-
-    Raises:
-        ValueError: An argument is outside its range.
-        TypeError: An argument is not a number.
+        objective: "maximum", or "minimum" as the paper prints it (see docs/pooling.md).
+        solver: See `SpectralPooling`.
     """
 
     def __init__(
@@ -158,60 +178,53 @@ class APN(SpectralPooling):
             1.0 if check_choice("objective", objective, ("maximum", "minimum")) == "maximum" else -1.0,
         )
 
-    def exponent(self, lam: ms.Tensor) -> ms.Tensor:
-        """The exponent of each sample."""
+    def function_parameter(self, lam: ms.Tensor) -> ms.Tensor:
         return self.alpha(lam)
 
 
 class IBCNN(SpectralPooling):
     """IB-CNN: l2(ssqrt(V(C^(1/2)))), `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    The matrix root by eigen-decomposition; ssqrt and l2 as in B-CNN. The result does not depend on the scale of C, so
-    the largest eigenvalue is made 1 first: the gradients of tiny covariances would leave float32.
+    The matrix root by eigen-decomposition; ssqrt and l2 as in B-CNN.
 
-    Cost: that of MPN-COV plus O(d^2). Published top-1 of ResNet-18 on ImageNet: diverges (d=64), 36.1 (d=256).
-    Source: Lin and Maji, "Improved Bilinear Pooling with CNNs", BMVC 2017.
+    Source: Lin and Maji, BMVC 2017.
 
     Args:
         channels: d.
-        solver: "eigh", "svd" or None (by device), see `CovarianceEigen`.
-
-    Raises:
-        ValueError: Another solver.
+        solver: See `SpectralPooling`.
     """
 
     def __init__(self, channels: int, solver: Optional[str] = None) -> None:
         super().__init__(channels, Power(), 0.5, solver)
         self.normalise = SignedRootL2()
 
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Vector of the root, signed root, unit length."""
-        return self.normalise(self.normalised(x))
+    def matrix_function(self, x: ms.Tensor) -> ms.Tensor:
+        """V(C^(1/2)) of C over its largest eigenvalue.
 
-    def normalised(self, x: ms.Tensor) -> ms.Tensor:
-        """V(f(C / largest eigenvalue))."""
+        The l2 norm removes this factor again. Without it, the gradients of a tiny C leave float32 on their way.
+        """
         lam, u = self.eigen(x)
         a, _ = centred(x)
         largest = lam.max(-1, keepdims=True)
         inverse = 1.0 / ops.masked_fill(largest, largest == 0, 1.0)
-        scale = repeat_columns(ops.sqrt(inverse), a.shape[1] * a.shape[2]).reshape(a.shape)
+        _, d, positions = a.shape
+        scale = repeat_columns(ops.sqrt(inverse), d * positions).reshape(-1, d, positions)
         return self.vector(self.function(a * scale, lam * inverse, u, self.parameter))
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.normalise(self.matrix_function(x))
 
 
 class IBCNNLT(IBCNN):
     """IB-CNN with a linear transform: gamma * l2(ssqrt(V(C^(1/2)))) + beta, `(N, d, H, W) -> (N, d(d+1)/2)`.
 
-    gamma and beta are learnable per feature (`affine.gamma`, `affine.beta`), 1 and 0 at first.
+    gamma and beta are learnable, one of each per feature, and start as 1 and 0.
 
-    Cost: that of MPN-COV plus O(d^2). Published top-1 of ResNet-18 on ImageNet: 70.0 (d=64), 72.8 (d=256).
-    Source: Wang et al., "DropCov: A Simple yet Effective Method for Improving Deep Architectures", NeurIPS 2022.
+    Source: Wang et al., NeurIPS 2022.
 
     Args:
         channels: d.
-        solver: "eigh", "svd" or None (by device), see `CovarianceEigen`.
-
-    Raises:
-        ValueError: Another solver.
+        solver: See `SpectralPooling`.
     """
 
     def __init__(self, channels: int, solver: Optional[str] = None) -> None:
@@ -219,5 +232,4 @@ class IBCNNLT(IBCNN):
         self.affine = Affine(self.out_features)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """IB-CNN, scaled and shifted."""
-        return self.affine(self.normalise(self.normalised(x)))
+        return self.affine(self.normalise(self.matrix_function(x)))

@@ -12,9 +12,9 @@ from mindspore.ops.operations.math_ops import SelfAdjointEig
 from covpool.pooling.base import Float32Cell, check_choice
 from covpool.pooling.covariance import centred
 
-# Solver and precision by device. There is no batched symmetric solver on every device; the singular value decomposition
-# of a covariance is its eigen-decomposition. Float64 where the device has it: float32 solvers err by 1e-5 of the
-# largest eigenvalue, and so does a root of what should be zero.
+# Solver and precision by device. Not every device has a batched symmetric solver; the singular value decomposition of
+# a covariance is its eigen-decomposition. Float64 where the device has it: float32 solvers err by 1e-5 of the largest
+# eigenvalue, and a zero eigenvalue would get a root of 3e-3.
 DEVICE_CHOICE = {"CPU": ("eigh", ms.float64), "GPU": ("svd", ms.float64), "Ascend": ("eigh", ms.float32)}
 
 # Eigenvalues below this part of the largest one are rounding errors and count as zero.
@@ -23,17 +23,16 @@ NULL = {ms.float64: 1e-10, ms.float32: 1e-6}
 # Eigenvalues below this count as zero, too: differences between them would leave float32.
 SMALLEST = 1e-35
 
-# Eigenvalues closer than this, relative to their size, use the derivative in place of the difference quotient. Both
-# then err by about 1e-5: the quotient by cancellation in float32, the mean of two derivatives by curvature.
+# Eigenvalues closer than this, relative to their size, use the derivative in place of the difference quotient. At the
+# switch both err by about 1e-5: the quotient by cancellation in float32, the mean of two derivatives by curvature.
 NEAR = 1e-2
 
 
 class CovarianceEigen(Float32Cell):
     """Eigenvalues (>= 0) and eigenvectors (columns) of the covariance, `(N, d, H, W) -> (N, d), (N, d, d)`.
 
-    Passes no gradient; `SpectralFunction` carries it. Covariance and decomposition are computed in the precision and by
-    the solver of `DEVICE_CHOICE`: "eigh" is a symmetric solver (host code, one matrix after the other), "svd" works on
-    the CPU too, 10 times slower. Cost: 2 M d^2 + about 10 d^3 FLOPs.
+    Passes no gradient; `SpectralFunction` carries it. "eigh" is a symmetric solver (host code, one matrix after the
+    other), "svd" the singular value decomposition. Precision and solver: see `DEVICE_CHOICE`.
 
     Args:
         solver: "eigh", "svd" or None, which chooses by the device.
@@ -52,7 +51,6 @@ class CovarianceEigen(Float32Cell):
 
     @ms.jit  # in PyNative mode a mixed precision level would cast the inputs of every operator
     def construct(self, x: ms.Tensor) -> Tuple[ms.Tensor, ms.Tensor]:
-        """Decompose the covariance of each map."""
         a, _ = centred(x.astype(self.precision))
         c = self.product_t(a, a) * (1.0 / a.shape[-1])
         if self.solver == "eigh":
@@ -66,7 +64,6 @@ class CovarianceEigen(Float32Cell):
         return lam.astype(ms.float32), u.astype(ms.float32)
 
     def bprop(self, x: ms.Tensor, out: Tuple[ms.Tensor, ms.Tensor], dout: Tuple[ms.Tensor, ms.Tensor]) -> Tuple:
-        """No gradient."""
         return (ops.zeros_like(x),)
 
 
@@ -80,10 +77,9 @@ class SpectralFunction(Float32Cell, ABC):
         K_ij = (f(lambda_i) - f(lambda_j)) / (lambda_i - lambda_j), f'(lambda) where eigenvalues meet.
 
     Every function has one parameter p, `(N, 1)` or `(1, 1)`, which takes no gradient. Subclasses give f and f'.
-    Cost: 2 d^3 FLOPs forward, 8 d^3 + 2 M d^2 backward.
 
-    Source: Ionescu et al., "Matrix Backpropagation for Deep Networks with Structured Layers", ICCV 2015, rewritten
-    with divided differences (Higham, "Functions of Matrices", theorem 3.11).
+    Source: Ionescu et al., ICCV 2015, rewritten with divided differences (Higham, "Functions of Matrices", theorem
+    3.11).
     """
 
     def __init__(self) -> None:
@@ -115,13 +111,12 @@ class SpectralFunction(Float32Cell, ABC):
         return ops.select(near, 0.5 * (slope.expand_dims(-1) + slope.expand_dims(-2)), quotient)
 
     def construct(self, a: ms.Tensor, lam: ms.Tensor, u: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """f(C); A serves the gradient only."""
+        # A serves the gradient only.
         return self.product_t(u * self.function(lam, p).expand_dims(-2), u)
 
     def bprop(
         self, a: ms.Tensor, lam: ms.Tensor, u: ms.Tensor, p: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
     ) -> Tuple[ms.Tensor, ms.Tensor, ms.Tensor, ms.Tensor]:
-        """Gradient with respect to A."""
         inner = self.t_product(u, self.product(dout, u)) * self.divided_differences(lam, p)
         da = self.product(self.product_t(self.product(u * (2.0 / a.shape[-1]), inner), u), a)
         return da, ops.zeros_like(lam), ops.zeros_like(u), ops.zeros_like(p)
@@ -130,18 +125,15 @@ class SpectralFunction(Float32Cell, ABC):
 class Power(SpectralFunction):
     """f(lambda) = lambda^p, p in (0, 1].
 
-    At zero the derivative is infinite (p < 1). K is 0 between two zero eigenvalues: where the result has no derivative
-    with respect to A, this is the finite, smallest choice of a subgradient; elsewhere it changes nothing, since A has
-    no part in that block.
+    At zero the derivative is infinite (p < 1). K is 0 between two zero eigenvalues: the smallest subgradient where the
+    result has no derivative with respect to A, and elsewhere without effect, since A has no part in that block.
     """
 
     def function(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """lambda^p, 0 at zero."""
         zero = lam == 0
         return ops.masked_fill(ops.pow(ops.masked_fill(lam, zero, 1.0), p), zero, 0.0)
 
     def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """Slope p lambda^(p-1), 0 at zero."""
         zero = lam == 0
         return ops.masked_fill(p * ops.pow(ops.masked_fill(lam, zero, 1.0), p - 1.0), zero, 0.0)
 
@@ -150,15 +142,12 @@ class ShiftedLog(SpectralFunction):
     """f(lambda) = log(lambda + p), p > 0."""
 
     def function(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """log(lambda + p)."""
         return ops.log(lam + p)
 
     def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """1 / (lambda + p)."""
         return 1.0 / (lam + p)
 
     def shift(self, p: ms.Tensor) -> ms.Tensor:
-        """The logarithm is singular at -p."""
         return p
 
 
@@ -166,13 +155,12 @@ class ScaledLog(ShiftedLog):
     """f(lambda) = p log((lambda + p) / p), p > 0: zero at zero, with slope 1."""
 
     def function(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """Function p log(1 + lambda / p)."""
-        # MindSpore's `log1p` is log(1 + r) on CPU: 0 for small r. The rounding of 1 + r is the same in both factors.
+        # p log(1 + r), r = lambda / p. MindSpore's `log1p` is 0 for small r on CPU. Here r log(1 + r) / ((1 + r) - 1)
+        # keeps the digits, since both parts of the quotient see the same rounding of 1 + r.
         ratio = lam / p
         step = (1.0 + ratio) - 1.0
         small = step == 0
         return p * ratio * ops.masked_fill(ops.log(1.0 + ratio) / ops.masked_fill(step, small, 1.0), small, 1.0)
 
     def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
-        """Slope p / (lambda + p)."""
         return p / (lam + p)
