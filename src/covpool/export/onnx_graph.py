@@ -38,6 +38,7 @@ _PLAIN = {
     "Sign": "Sign",
     "Sqrt": "Sqrt",
     "Sub": "Sub",
+    "Tanh": "Tanh",
 }
 
 # All operators of the written files; others are not loaded.
