@@ -48,7 +48,7 @@ def test_network(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_device(tmp_path: Path) -> None:
-    """The table of docs/devices.md, made on a CPU."""
+    """The table of docs/measurements/performance.md, made on a CPU."""
     sizes = ("--batch_size", "4", "--image_size", "32", "--rounds", "1", "--steps", "1", "--levels", "O0")
     what = ("--networks", "resnet18", "--poolings", "gcp", "--alone", "dropcov")
     report = run(tmp_path, "device", "--device_target", "CPU", *what, *sizes)

@@ -38,13 +38,36 @@ def test_a_pooling_of_your_own(root: Path, tmp_path: Path) -> None:
     assert done.stdout == "as documented\n", done.stderr
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of a Markdown document, as GitHub makes them from its headings."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{p.name}" for p in (Path(__file__).parents[2] / "docs").glob("*.md"))]
+    "document", ["README.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
 )
 def test_links_lead_somewhere(root: Path, document: str) -> None:
-    text = (root / document).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert ((root / document).parent / target).exists(), f"{document} points to {target}"
+    """Linked files and headings are there, and so is every document that is named in the text."""
+    path = root / document
+    text = path.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+        linked = path.parent / target if target else path
+        assert linked.exists(), f"{document} points to {target}"
+        if anchor:
+            assert anchor in headings(linked.read_text(encoding="utf-8")), f"{document} points to {target}#{anchor}"
+    for named in re.findall(r"docs/[\w/]+\.md", text):
+        assert (root / named).is_file(), f"{document} names {named}"
+
+
+def test_documents_that_the_code_names_are_there(root: Path) -> None:
+    for folder in ("src", "tests", "benchmarks", "scripts", "config"):
+        for path in (p for p in (root / folder).rglob("*") if p.suffix in (".py", ".yaml", ".sh", ".cpp", ".h")):
+            for named in re.findall(r"docs/[\w/]+\.md", path.read_text(encoding="utf-8")):
+                assert named.startswith("docs/benchmarks") or (root / named).is_file(), f"{path} names {named}"
 
 
 def test_every_file_that_the_readme_names_is_there(root: Path) -> None:

@@ -14,7 +14,7 @@ from tests.checkpoints.released import rule_images, rule_state_dict
 
 POOLINGS = {"gap": "gap", "acd": "dropcov", "mpncov": "fast_mpn"}
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("resnet*.npz"))
-# Two orders below what a user would notice, one order above what was measured (docs/fidelity.md).
+# Two orders below what a user would notice, one order above what was measured (docs/measurements/fidelity.md).
 TOLERANCE = 1e-5
 
 

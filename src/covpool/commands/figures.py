@@ -38,7 +38,7 @@ def complexity(argv: Sequence[str]) -> int:
 
 
 def scaling(argv: Sequence[str]) -> int:
-    """Predict data-parallel training on n devices: step, all-reduce, storage, rate; a Markdown table (docs/scaling.md).
+    """Predict data-parallel training on n devices: step, all-reduce, storage, rate (docs/measurements/scaling.md).
 
     covpool scaling --net_name=resnet18 --pooling=dropcov --reduction_dim=128 --devices 8 64 512
     """

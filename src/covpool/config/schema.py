@@ -223,7 +223,7 @@ class Config:
     result_path: str = _export("", "JSON file for the result of an evaluation.", path=True)
     robustness: str = _export(
         "none",
-        "Robustness set in data_path to evaluate on instead of val/, see docs/robustness.md.",
+        "Robustness set in data_path to evaluate on instead of val/, see docs/measurements/robustness.md.",
         choices=("none", "imagenet_c", "imagenet_p", "imagenet_a", "stylized"),
     )
     class_names: str = _export(

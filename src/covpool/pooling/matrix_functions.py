@@ -70,7 +70,7 @@ class ILogM(SpectralPooling):
 
     Args:
         channels: d.
-        eps: Scale of the logarithm and size of the features, above 0; networks learn with 1.0 (docs/evidence.md).
+        eps: Scale of the logarithm and size of the features, above 0; 1.0 trains well (docs/measurements/evidence.md).
         solver: See `SpectralPooling`.
     """
 
