@@ -147,6 +147,7 @@ def _evaluate_if_due(run: Training, epoch: int) -> tuple[Evaluation | None, floa
         if world.is_main:
             nothing = dict.fromkeys(("top_1_accuracy", "top_5_accuracy", "eval_loss"))
             run.folder.record("evaluation", epoch=epoch + 1, step=step, **nothing)
+        run.state.check_finite(step)  # what overflowed in training says more than what followed from it
         raise NonFiniteEvaluation(
             f"the evaluation after epoch {epoch + 1} overflows: {describe_overflow(network, result, val)}; training "
             "stopped; the checkpoints before it are as they were. A lower lr_max or a longer warm-up usually helps"
