@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_text_that_is_no_utf8(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
+from typing import Callable
 from covpool.runtime.files import whole_file, whole_folder
 with {what}(Path(sys.argv[1]) / "made") as temporary:
     (temporary / "x" if temporary.is_dir() else temporary).write_text("half")
@@ -168,3 +170,32 @@ def test_what_is_no_number_is_null_in_json(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"loss": float("nan"), "rates": (1.0, [-np.inf, np.float64("inf")]), "n": 3})
     found = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     assert found == {"loss": None, "rates": [1.0, [None, None]], "n": 3}
+
+
+def named_pipe_readers() -> dict[str, Callable[[Path], object]]:
+    from covpool.config.yaml_file import read_documents
+    from covpool.data.arrays import read_idx
+    from covpool.data.image_folder import read_image_list
+    from covpool.research.robustness.sets import network_classes
+    from covpool.research.study.spec import read_study
+
+    return {
+        "configuration": read_documents,
+        "study": read_study,
+        "image list": read_image_list,
+        "idx file": read_idx,
+        "class names": lambda path: network_classes(path, None, (), 3),
+    }
+
+
+@pytest.mark.parametrize("reader", named_pipe_readers())
+def test_no_reader_waits_at_a_fifo(reader: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.yaml")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(5)
+    try:
+        with pytest.raises(UserError, match="not a regular file"):
+            named_pipe_readers()[reader](tmp_path / "x.yaml")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -21,8 +21,6 @@ from covpool.runtime.files import whole_file
 
 logger = logging.getLogger(__name__)
 
-_PERMISSIONS = 0o644
-
 
 def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
     """Read the network's parameters of a MindSpore checkpoint; what training adds to them is left out.
@@ -160,7 +158,6 @@ def _write(path: Path, ending: str, write: Callable[[Path], None]) -> None:
     try:
         with whole_file(path) as temporary:
             write(temporary)
-            temporary.chmod(_PERMISSIONS)  # both libraries let nobody else read their files
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: cannot be written ({reason})") from error

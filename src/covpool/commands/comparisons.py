@@ -16,7 +16,7 @@ from covpool.research.robustness.metrics import relative_errors
 from covpool.research.robustness.plot import plot_groups
 from covpool.research.study.report import spread, spread_text
 from covpool.runtime.command import named_paths, new_parser
-from covpool.runtime.files import write_json
+from covpool.runtime.files import read_text, write_json
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -95,7 +95,7 @@ def compare_errors(networks: dict[str, list[dict[str, float]]], reference: str) 
 
 def _corruption_errors(path: Path) -> dict[str, float]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         return {name: entry["error"] for name, entry in content["corruptions"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no result of eval.py --robustness=imagenet_c: {error}") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 from covpool.config.schema import Config
 from covpool.errors import ConfigError, UserError
+from covpool.runtime.files import open_regular, read_text, write_text
 
 _DATA_PATH = "/cache/data"
 _LOAD_PATH = "/cache/checkpoint_path"
@@ -100,12 +101,12 @@ def _copy_once(mox: Any, source: str, target: str, job: str) -> None:
     mark = folder.with_name(f".{folder.name}.copied")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        with open_regular(folder.with_name(f".{folder.name}.lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, or the process dies
             content = f"{job}\n{source}\n"
-            if not mark.is_file() or mark.read_text(encoding="utf-8") != content:
+            if not mark.is_file() or read_text(mark) != content:
                 _copy(mox, source, target)
-                mark.write_text(content, encoding="utf-8")
+                write_text(mark, content)
     except OSError as error:
         raise UserError(f"{target}: cannot hold the copy of {source}: {error.strerror}") from error
 

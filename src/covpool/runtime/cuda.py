@@ -15,15 +15,14 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from covpool.errors import UserError
+from covpool.runtime.files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -131,29 +130,23 @@ def make_cuda_home(wheels: Wheels, parents: Iterable[Path]) -> Path:
             if not home.is_dir():
                 _make_layout(home, links, nvcc)
             return home
-        except OSError as error:
-            problems.append(f"{parent}: {error.strerror or error}")
+        except UserError as error:
+            problems.append(str(error))
     raise UserError(f"no place for a folder of links to the CUDA libraries: {'; '.join(problems)}")
 
 
 def _make_layout(home: Path, links: Mapping[str, str], nvcc: str) -> None:
-    home.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".cuda-", dir=home.parent))
     try:
-        (partial / "lib64").mkdir()
-        for name, target in links.items():
-            (partial / "lib64" / name).symlink_to(target)
-        (partial / "bin").mkdir()
-        (partial / "bin" / "nvcc").write_text(nvcc, encoding="utf-8")
-        (partial / "bin" / "nvcc").chmod(0o755)
-        partial.chmod(0o755)
-        try:
-            partial.rename(home)
-        except OSError:
-            if not home.is_dir():  # another process was first: its folder is the same
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with whole_folder(home) as partial:
+            (partial / "lib64").mkdir()
+            for name, target in links.items():
+                (partial / "lib64" / name).symlink_to(target)
+            (partial / "bin").mkdir()
+            (partial / "bin" / "nvcc").write_text(nvcc, encoding="utf-8")
+            (partial / "bin" / "nvcc").chmod(0o755)
+    except UserError:
+        if not home.is_dir():  # else another process was first: its folder is the same
+            raise
 
 
 def linked_libraries(library: Path, search: Sequence[Path] = ()) -> dict[str, str | None]:

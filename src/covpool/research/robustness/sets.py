@@ -12,6 +12,7 @@ from covpool.data.image_folder import FolderSource, class_names, image_names, is
 from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
 from covpool.errors import UserError
 from covpool.research.robustness.severities import CORRUPTIONS
+from covpool.runtime.files import read_text
 
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 PERTURBATIONS = (
@@ -112,7 +113,7 @@ def network_classes(listed: Path | None, in_checkpoint: Sequence[str], folders: 
     """
     if listed is not None:
         try:
-            lines = listed.read_text(encoding="utf-8-sig").split("\n")
+            lines = read_text(listed).removeprefix("\ufeff").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read class_names {listed}: {error}", 2) from error
         names = [line.strip() for line in lines if line.strip()]

@@ -13,7 +13,7 @@ from typing import Any
 from covpool.plots import COLOURS, new_figure, save, style
 from covpool.research.study.runner import State
 from covpool.research.study.spec import Group, Run, Study
-from covpool.runtime.files import whole_file, write_json
+from covpool.runtime.files import write_json, write_text
 
 
 def summarise(study: Study, states: Mapping[Run, State]) -> list[dict[str, Any]]:
@@ -123,8 +123,7 @@ def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> li
         cells = [group[f][part] for f in figures for part in ("mean", "std", "n")]
         writer.writerow([group["group"], group["n"], group["failed"], *cells])
     for name, text in (("results.csv", rows.getvalue()), ("results.md", markdown(study, groups))):
-        with whole_file(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(output / name, text)
     return groups
 
 

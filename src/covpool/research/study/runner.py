@@ -19,7 +19,7 @@ import yaml
 from covpool.config import Config, load_config
 from covpool.errors import UserError
 from covpool.research.study.spec import Run, Study
-from covpool.runtime.files import read_bytes
+from covpool.runtime.files import open_regular, read_bytes, write_text
 from covpool.runtime.processes import ends_with_this_process, python_command
 from covpool.runtime.signals import SIGNALS, StopRequest
 
@@ -211,13 +211,13 @@ def _finish(job: _Training) -> None:
     if code == 0 or code in _STOPPED:
         return
     said = [line for line in lines if line.startswith("error: ")] or lines or ["it said nothing"]
-    (job.folder / _FAILURE).write_text(f"exit code {code}: {said[-1].removeprefix('error: ')}\n", encoding="utf-8")
+    write_text(job.folder / _FAILURE, f"exit code {code}: {said[-1].removeprefix('error: ')}\n")
 
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
+    with open_regular(output / ".lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -15,6 +15,7 @@ from covpool.config import load_config
 from covpool.config.loader import find_file
 from covpool.config.values import closest
 from covpool.errors import ConfigError
+from covpool.runtime.files import read_text
 
 _KEYS = ("title", "config", "grid", "variants", "seeds", "accuracies")
 
@@ -112,7 +113,7 @@ def read_study(path: Path) -> Study:
 
 def _mapping(path: Path) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the study {path}: {error}") from error
     if not isinstance(content, dict):
