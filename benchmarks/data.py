@@ -70,7 +70,7 @@ def mindspore_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[b
     from covpool.runtime.environment import prepare_environment
 
     prepare_environment()
-    from covpool.data import create_dataset, open_source
+    from covpool.data import Augmentation, ImageTransform, create_dataset, open_source
     from covpool.runtime.distributed import set_context
 
     set_context("GRAPH", "CPU")
@@ -83,9 +83,9 @@ def mindspore_passes(arguments: argparse.Namespace, folder: Path) -> Callable[[b
     def make(training: bool) -> Iterable[Any]:
         dataset = create_dataset(
             sources[training],
-            training=training,
-            image_size=arguments.image_size,
-            batch_size=arguments.batch_size,
+            ImageTransform.for_source(sources[training], arguments.image_size),
+            arguments.batch_size,
+            Augmentation() if training else None,
             epoch=next(epochs),
             num_workers=arguments.workers,
         )
