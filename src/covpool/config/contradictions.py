@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import typing
-
-if typing.TYPE_CHECKING:
-    from covpool.config.schema import Config
+from typing import Any
 
 # First epoch, counted from 0, at which (1 - (e - 1) / 52)^11 and (1 - (e - 1) / 49)^2 are 0, and the designed length.
 _ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
@@ -13,8 +10,8 @@ _MAX_SIDE = 16384  # pixels of an image that is resized before it is cropped: 76
 _MAX_CLASSIFIER = 2**32  # weights: 16 GiB, and as much again for each of gradient and momentum
 
 
-def contradictions(config: Config) -> list[str]:
-    """Returns one line for each pair of keys that exclude each other."""
+def contradictions(config: Any) -> list[str]:
+    """Returns one line for each pair of keys of a `Config` that exclude each other."""
     found = []
     if config.warmup_epochs >= config.epoch_size:
         found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
 
 from covpool.config.contradictions import contradictions
-from covpool.config.values import Option, check, closest, show
+from covpool.config.values import Option, check, closest, kind_of, plain, show
 from covpool.config.yaml_file import write_yaml
 from covpool.errors import ConfigError
 
@@ -270,7 +270,7 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Returns all keys with plain values (lists for tuples)."""
         values = ((name, getattr(self, name)) for name in options())
-        return {name: _plain(value) for name, value in values}
+        return {name: plain(value) for name, value in values}
 
     def dump(self, path: str | os.PathLike[str]) -> None:
         """Writes all keys as YAML; `load_config` reads an equal configuration from it.
@@ -299,7 +299,7 @@ def options() -> Mapping[str, Option]:
     for item in dataclasses.fields(Config):
         if "section" not in item.metadata:
             continue
-        kind, words = _kind(hints[item.name])
+        kind, words = kind_of(hints[item.name])
         default = {} if item.default is dataclasses.MISSING else item.default
         table[item.name] = Option(item.name, kind, words, default, **item.metadata)
     return types.MappingProxyType(table)
@@ -314,21 +314,3 @@ def find_option(name: str, where: str) -> Option:
     if name not in options():
         raise ConfigError(f"{where}: unknown key {show(name)} (closest: {closest(name, options())})")
     return options()[name]
-
-
-def _kind(hint: Any) -> tuple[str, tuple[Any, ...]]:
-    """Kind of value of a type annotation, and the words (`None`, a literal text) that may stand in its place."""
-    arguments = typing.get_args(hint)
-    origin = typing.get_origin(hint)
-    if origin is Union:
-        word = None if arguments[1] is type(None) else typing.get_args(arguments[1])[0]
-        return _kind(arguments[0])[0], (word,)
-    if origin is tuple:
-        return f"list of {arguments[0].__name__}", ()
-    return ("dict" if origin is not None else hint.__name__), ()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return dict(value) if isinstance(value, Mapping) else value

@@ -8,9 +8,10 @@ import operator
 import os
 import re
 import reprlib
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 from covpool.errors import ConfigError
 
@@ -220,3 +221,22 @@ def _satisfies(bounds: str, value: Any) -> bool:
     words = bounds.split()
     terms = [value if word == "x" else float(word) for word in words[::2]]
     return all(_COMPARE[sign](left, right) for left, sign, right in zip(terms, words[1::2], terms[1:]))
+
+
+def kind_of(hint: Any) -> tuple[str, tuple[Any, ...]]:
+    """Kind of value of a type annotation, and the words (`None`, a literal text) that may stand in its place."""
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin is Union:
+        word = None if arguments[1] is type(None) else typing.get_args(arguments[1])[0]
+        return kind_of(arguments[0])[0], (word,)
+    if origin is tuple:
+        return f"list of {arguments[0].__name__}", ()
+    return ("dict" if origin is not None else hint.__name__), ()
+
+
+def plain(value: Any) -> Any:
+    """The value as YAML and JSON hold it: lists for tuples, dictionaries for other mappings."""
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
