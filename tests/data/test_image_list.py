@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Callable
 
@@ -65,3 +66,12 @@ def test_lines_of_a_list(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("x")
     with pytest.raises(UserError, match="cannot write"):
         write_image_list(tmp_path / "d" / "l", odd)
+
+
+def test_a_fifo_in_the_list_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    os.mkfifo(tmp_path / "train" / "a" / "x.png")
+    write_image_list(tmp_path / "list.txt", ["train/a/x.png"])
+    source = open_source("image_folder", tmp_path, "train", tmp_path / "list.txt")
+    with pytest.raises(UserError, match=r"cannot read image .*x\.png: not a regular file"):
+        source.read(0)

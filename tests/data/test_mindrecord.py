@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import json
+import re
+import shutil
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,13 +11,14 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from covpool import cli
 from covpool.commands.data_sets import pack
 from covpool.config import Config
 from covpool.data import mindrecord_writer, open_source
 from covpool.data.image_folder import open_image_folder
-from covpool.data.mindrecord import open_mindrecord
+from covpool.data.mindrecord import COLUMNS, open_mindrecord
 from covpool.data.mindrecord_writer import pack_image_folder
 from covpool.errors import UserError
 from tests.data.image_files import dataset
@@ -21,24 +26,30 @@ from tests.data.image_files import dataset
 COUNTS = {"train": {"a": 9, "it's b": 7, "ü": 8}, "val": {"a": 3, "ü": 4}}
 
 
-@pytest.fixture
-def folder(write_image: Callable[..., Path], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder with odd names, unequal classes, and one class that val/ lacks; 24 + 7 noisy images."""
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(3)
     for split, classes in COUNTS.items():
         for name, count in classes.items():
+            (root / split / name).mkdir(parents=True)
             for number in range(count):
                 height, width = rng.integers(12, 30, 2)
-                pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                write_image(f'images/{split}/{name}/{number} "x".{("png", "jpg", "bmp")[number % 3]}', pixels)
-    return tmp_path / "images"
+                image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+                image.save(root / split / name / f'{number} "x".{("png", "jpg", "bmp")[number % 3]}')
+    return root
 
 
-@pytest.fixture
-def packed(folder: Path, tmp_path: Path) -> Path:
-    output = tmp_path / "packed"
+def pack_in_three(folder: Path, output: Path) -> Path:
     assert pack(folder, output, shards=3) == {"train": 24, "val": 7}
     return output
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That folder, packed; to be left as it is."""
+    return pack_in_three(folder, tmp_path_factory.mktemp("packed") / "x")
 
 
 def same_batches(first: Any, second: Any, batches: Callable[..., list[dict[str, np.ndarray]]]) -> int:
@@ -153,13 +164,14 @@ def test_large_image_gets_larger_pages(write_image: Callable[..., Path], tmp_pat
 
 
 def test_train_alone_can_be_packed(folder: Path, tmp_path: Path) -> None:
-    (folder / "val").rename(tmp_path / "elsewhere")
-    assert pack(folder, tmp_path / "out") == {"train": 24}
+    (tmp_path / "train").symlink_to(folder / "train")
+    assert pack(tmp_path, tmp_path / "out") == {"train": 24}
     with pytest.raises(UserError, match=r"no val\.mindrecord files in .*out: covpool pack makes them"):
         open_source("mindrecord", tmp_path / "out", "val")
 
 
-def test_what_is_missing_or_damaged_is_named(packed: Path, tmp_path: Path) -> None:
+def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path) -> None:
+    packed = pack_in_three(folder, tmp_path / "out")
     shard, index = packed / "train.mindrecord1", packed / "train.mindrecord1.db"
 
     def fails(match: str) -> None:
@@ -189,7 +201,76 @@ def test_what_is_missing_or_damaged_is_named(packed: Path, tmp_path: Path) -> No
     fails(r"the train shards hold 23 images, 24 were packed")
 
 
-def test_damage_inside_a_shard_is_found_on_reading(packed: Path) -> None:
+def described(**changes: object) -> dict[str, object]:
+    about = {"class_names": ["a", "it's b", "ü"], "num_samples": 24, **changes}
+    return {"schema": [{"schema": {n: {"type": t} for n, t in COLUMNS.items()}, "desc": json.dumps(about)}]}
+
+
+HEADERS: dict[str, tuple[dict[str, object], str]] = {
+    "a shard elsewhere": ({"shard_addresses": ["../../secret"]}, "it names shards that are none of train"),
+    "a shard of val": ({"shard_addresses": ["val.mindrecord0"]}, "it names shards that are none of train"),
+    "a shard twice": ({"shard_addresses": ["train.mindrecord0"] * 2}, "it names no shards"),
+    "no shards": ({"shard_addresses": "train.mindrecord0"}, "it names no shards"),
+    "numbers as shards": ({"shard_addresses": [1]}, "it names shards that are none of train"),
+    "a header of a huge size": ({"header_size": 1 << 70}, "sizes of 1180591620717411303424 and"),
+    "pages of no size": ({"page_size": 0}, "and 0 bytes"),
+    "pages of a text": ({"page_size": "1"}, "and '1' bytes"),
+    "no schema": ({"schema": []}, "its header lacks"),
+    "a schema of numbers": ({"schema": [{"schema": {"image": 1}}]}, "its header lacks"),
+    "classes that are none": (described(class_names="abc"), "its class names are no list"),
+    "one class twice": (described(class_names=["a", "a", "b"]), "its class names are no list"),
+    "more images than memory": (described(num_samples=1 << 60), "hold 24 images, 1152921504606846976 were packed"),
+    "a number of images that is none": (described(num_samples=-1), "says that -1 images were packed"),
+    "a description that is none": ({"schema": [{**described()["schema"][0], "desc": "["}]}, "no class names in"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_headers_are_not_believed(case: str, packed: Path) -> None:
+    changes, message = HEADERS[case]
+    before = {}
+    for shard in packed.glob("train.mindrecord?"):
+        with shard.open("r+b") as file:
+            before[shard] = file.read(4096)
+            length = int.from_bytes(before[shard][:8], "little")
+            header = json.dumps({**json.loads(before[shard][8 : 8 + length]), **changes}).encode()
+            file.seek(0)
+            file.write(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_mindrecord(packed, "train")
+    for shard, content in before.items():
+        with shard.open("r+b") as file:
+            file.write(content)
+    assert open_mindrecord(packed, "train").num_samples == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE INDEXES SET PAGE_OFFSET_BLOB_END = 1 << 62", "an image lies outside of the pages"),
+        ("UPDATE INDEXES SET PAGE_OFFSET_BLOB = -9", "an image lies outside of the pages"),
+        ("UPDATE INDEXES SET PAGE_ID_BLOB = 1 << 40", "an image lies outside of the pages"),
+        ("UPDATE INDEXES SET PAGE_OFFSET_BLOB = 'x'", "a row is not of numbers"),
+        ("UPDATE INDEXES SET file_0 = NULL", "a row is not of numbers"),
+        ("UPDATE INDEXES SET label_0 = 1.5", "a row is not of numbers"),
+        ("UPDATE INDEXES SET label_0 = 3", "labels reach 3, there are 3 classes"),
+        ("UPDATE INDEXES SET number_0 = 7", "hold 24 images, 24 were packed"),
+        ("ALTER TABLE INDEXES RENAME TO x; CREATE VIEW INDEXES AS SELECT * FROM x", "it has no table of images"),
+    ],
+)
+def test_indexes_are_not_believed(change: str, message: str, packed: Path) -> None:
+    index = packed / "train.mindrecord1.db"
+    before = index.read_bytes()
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        database.executescript(change)
+    with pytest.raises(UserError, match=message):
+        open_mindrecord(packed, "train")
+    index.write_bytes(before)
+    assert open_mindrecord(packed, "train").num_samples == 24
+
+
+def test_damage_inside_a_shard_is_found_on_reading(folder: Path, tmp_path: Path) -> None:
+    packed = pack_in_three(folder, tmp_path / "out")
     source = open_mindrecord(packed, "train")
     first = np.flatnonzero(source.shard_of == 0)[0]
     content = bytearray(source.shards[0].read_bytes())
@@ -231,10 +312,11 @@ def test_command_packs_and_says_what(folder: Path, tmp_path: Path, capsys: pytes
 def test_damaged_image_ends_the_packing_without_trace(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    victim = next((folder / "train" / "a").glob("*.png"))
+    shutil.copytree(folder, tmp_path / "data")
+    victim = next((tmp_path / "data" / "train" / "a").glob("*.png"))
     victim.write_bytes(victim.read_bytes()[:300])
     before = sorted(tmp_path.iterdir())
-    assert cli.run(["pack", "--data_path", str(folder), "--output", str(tmp_path / "out")]) == 1
+    assert cli.run(["pack", "--data_path", str(tmp_path / "data"), "--output", str(tmp_path / "out")]) == 1
     assert f"error: damaged image {victim}" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 

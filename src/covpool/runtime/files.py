@@ -26,13 +26,17 @@ _NAME_LENGTH = 50  # characters of a target's name that its workspace repeats; a
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Give a temporary name to write to; when the block ends well, sync the file and rename it to ``path``.
 
     The temporary file keeps the ending of ``path`` and lies in a new folder beside it that nobody else may enter, so
     no link can be waiting there, and whatever else a writer puts there vanishes. The file gets the permissions of any
     new file, whatever its writer chose (MindSpore makes its files readable by their owner alone). On an error an
     earlier file stays as it was.
+
+    Args:
+        path: The file.
+        durable: Whether to wait until it is on the disk, for milliseconds; else it may be empty after a power failure.
 
     Raises:
         OSError: The file cannot be written.
@@ -46,9 +50,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             mode = mode_of_new_file(temporary)
             yield temporary
             temporary.chmod(mode)
-            _sync(temporary)
+            if durable:
+                _sync(temporary)
             temporary.replace(target)
-            _sync(target.parent)
+            if durable:
+                _sync(target.parent)
     except UnicodeEncodeError as error:
         raise UserError(f"cannot write {str(target)!r}: its name or content is not valid UTF-8") from error
 

@@ -144,7 +144,7 @@ class _Write:
     def _write(self, image: Image.Image, path: Path) -> None:
         arguments: dict[str, Any] = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
         try:
-            with whole_file(path) as temporary:
+            with whole_file(path, durable=False) as temporary:  # millions of files
                 image.save(temporary, **arguments)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
