@@ -138,8 +138,8 @@ def main(config):
         step += 1
         if step == {limited}:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        store.save(net, optimizer, step, step, step / 1000, {{}})
-        store.save_best(net, optimizer, step, step, step / 1000, {{}})
+        store.save(net, optimizer, step, step, step / 10**6, {{}})
+        store.save_best(net, optimizer, step, step, step / 10**6, {{}})
         print(step, flush=True)
 
 sys.exit(run_entry_point(main, [{config!r}], Program("")))
@@ -189,21 +189,19 @@ def test_kills_at_random_times_while_saving(run: Run, tmp_path: Path) -> None:
 def test_a_training_killed_in_the_middle_of_a_write_goes_on(images: Path, run: Run, tmp_path: Path) -> None:
     """The kill comes with the first half of the file of step 6 on the disk."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, pathlib, signal\n"
-        "whole = pathlib.Path.chmod\n"
-        "def chmod(path, mode):\n"
-        "    if 'step_00000006' in path.name:\n"
-        "        os.truncate(path, path.stat().st_size // 2)\n"
+        "import os, signal, sys\n"
+        "def kill(event, arguments):\n"
+        "    if event == 'os.rename' and 'step_00000006' in str(arguments[1]):\n"
+        "        os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    whole(path, mode)\n"
-        "pathlib.Path.chmod = chmod\n"
+        "sys.addaudithook(kill)\n"
     )
     options = ("--save_checkpoint_steps=3", "--epoch_size=1")
     killed = ["env", f"PYTHONPATH={tmp_path}", *command(images, "run", *options)]
     run(killed, cwd=tmp_path, expect=-signal.SIGKILL)
     folder = tmp_path / "run" / "checkpoints"
-    (half,) = folder.glob(".*")
-    assert "step_00000006" in half.name and half.stat().st_size > 1000
+    (half,) = folder.glob(".*/*")
+    assert "step_00000006" in str(half) and half.stat().st_size > 1000
     assert assert_whole(folder) == 3
     done = run(command(images, "run", *options, "--resume_ckpt=auto"), cwd=tmp_path)
     assert "epoch_0000_step_00000003.ckpt after epoch 0 and 3 steps" in done.stdout
