@@ -262,9 +262,9 @@ class Trial:
         return names
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends."""
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+def adopt_orphans(adopt: bool = True) -> None:
+    """Become the parent of every descendant whose own parent ends, or leave that to the system again."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def interpreter(command: str) -> list[str]:

@@ -73,7 +73,10 @@ def test_a_process_that_stays_is_noticed_and_ended(trial: Trial) -> None:
     code = "import os, time; os.fork() or time.sleep(60)"
     trial.patience = 0.3
     adopt_orphans()
-    trial.run(sys.executable, "-c", code, how={"fresh": True})
+    try:
+        trial.run(sys.executable, "-c", code, how={"fresh": True})
+    finally:
+        adopt_orphans(False)  # other tests wait for such processes to vanish
     assert [problem[:16] for problem in trial.problems] == ["left: processes "]
 
 
