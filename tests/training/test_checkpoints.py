@@ -109,6 +109,10 @@ def test_a_network_alone_cannot_be_resumed_from(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.ckpt", net)
     with pytest.raises(UserError, match="no optimiser state"):
         load_optimizer(optimizer(net), net, read_checkpoint(tmp_path / "a.ckpt"))
+    save_checkpoint(tmp_path / "b.ckpt", net, optimizer(net), {"step": 3})
+    state = TrainingState(net, optimizer(net), CheckpointStore(tmp_path, 3), World(), 10, {})
+    with pytest.raises(UserError, match=r"b\.ckpt: damaged, it does not say after which epoch"):
+        state.restore(read_checkpoint(tmp_path / "b.ckpt"), {})
 
 
 def test_store_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

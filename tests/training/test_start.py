@@ -193,7 +193,8 @@ def test_the_best_checkpoint_is_whole_after_a_resumption(how: str, data: Path, r
     if how == "damaged with its epoch":
         for entry in rated:
             (folder / entry["file"]).write_bytes(b"")
-    fit(config(data, run, resume_ckpt="auto"), World())
+    resumed = str(folder / "epoch_0004.ckpt") if how == "infinite" else "auto"
+    fit(config(data, run, resume_ckpt=resumed), World())
     again = read_checkpoint(best, checksum_required=True).about
     left = [e["metric"] for e in index["checkpoints"] if how != "damaged with its epoch" or e not in rated]
     assert again["metric"] == index_of(run)["best"]["metric"] == max(left)

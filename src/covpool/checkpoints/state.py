@@ -144,7 +144,7 @@ class TrainingState:
         position = self._position(checkpoint)
         within = f" and {position.step} steps" if position.step else ""
         logger.info("resumed from %s after epoch %d%s", checkpoint.path, position.epoch, within)
-        before, now = int(checkpoint.about["step"]), position.epoch * self.steps + position.step
+        before, now = counts(checkpoint)[1], position.epoch * self.steps + position.step
         if before != now:
             # Rates are found by this count. Left alone where epochs are as long: steps that overflowed do not count.
             self.optimizer.global_step.set_data(ms.Tensor([now], ms.int32))
@@ -159,7 +159,7 @@ class TrainingState:
     def _position(self, checkpoint: Checkpoint) -> Position:
         about = checkpoint.about
         if "steps_per_epoch" not in about:
-            return Position(int(about["epoch"]))
+            return Position(counts(checkpoint)[0])
         if about["steps_per_epoch"] != self.steps:
             raise UserError(
                 f"{checkpoint.path} was saved within an epoch of {about['steps_per_epoch']} steps; here an epoch has "
@@ -173,14 +173,26 @@ class TrainingState:
         mine = statistics[self.world.rank] if same else statistics.mean(0)
         set_running_statistics(self.network, mine)
         loss_sum, loss_count = losses[self.world.rank] if same else losses.sum(0) / self.world.size
-        epoch, step = divmod(int(about["step"]), self.steps)
+        epoch, step = divmod(counts(checkpoint)[1], self.steps)
         return Position(epoch, step, float(loss_sum), int(loss_count))
 
 
 def place(checkpoint: Checkpoint) -> tuple[int, int]:
     """Whole epochs, and the steps over all epochs in a checkpoint from within an epoch, else 0: to be compared."""
-    about = checkpoint.about
-    return int(about["epoch"]), int(about["step"]) if "steps_per_epoch" in about else 0
+    epoch, step = counts(checkpoint)
+    return epoch, step if "steps_per_epoch" in checkpoint.about else 0
+
+
+def counts(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Whole epochs, and steps over all epochs, after which a checkpoint was saved.
+
+    Raises:
+        UserError: It does not say so.
+    """
+    epoch, step = (checkpoint.about.get(key) for key in ("epoch", "step"))
+    if not (isinstance(epoch, int) and isinstance(step, int) and 0 <= epoch <= step):
+        raise UserError(f"{checkpoint.path}: damaged, it does not say after which epoch and step it was saved")
+    return epoch, step
 
 
 def running_statistics(network: nn.Cell) -> np.ndarray:

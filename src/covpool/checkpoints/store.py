@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +14,11 @@ import numpy as np
 from mindspore import nn
 
 from covpool.checkpoints.format import Checkpoint, read_checkpoint, save_checkpoint
+from covpool.checkpoints.index import BEST, INDEX, Index, entry_of, place_of, read_index, sha256
 from covpool.errors import UserError
 from covpool.runtime.files import remove_leftovers, whole_file, write_json
 
 logger = logging.getLogger(__name__)
-
-BEST = "best.ckpt"
-_NAME = re.compile(r"epoch_(\d{4,})(?:_step_(\d{8,}))?\.ckpt")
 
 
 class CheckpointStore:
@@ -45,50 +40,9 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep_max: int, empty: bool = False) -> None:
         self.folder = folder
         self.keep_max = keep_max
-        self._index_path = folder / "index.json"
+        self._index_path = folder / INDEX
         self._tidy = False
-        self._damaged = False
-        self._entries, self._best = ([], None) if empty else self._read_index()
-
-    def _read_index(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """Entries and the best one. Nothing is written: every rank reads, and rank 0 alone writes, when it saves."""
-        problem = "is missing"
-        try:
-            if self._index_path.exists() and not self._index_path.is_file():  # reading a named pipe would wait forever
-                raise ValueError(self._index_path)
-            index = json.loads(self._index_path.read_text(encoding="utf-8"))
-            best = index["best"]
-            return [_checked(entry) for entry in index["checkpoints"]], None if best is None else _checked(best)
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError, RecursionError):
-            problem, self._damaged = "is damaged", True
-        except OSError as error:
-            raise UserError(f"cannot read {self._index_path}: {error.strerror or error}") from error
-        entries, best = self._found()
-        if self._damaged or entries or best:
-            count = f"{len(entries)} whole checkpoint{'' if len(entries) == 1 else 's'}"
-            logger.warning(
-                "%s %s: made anew from %s%s", self._index_path, problem, count, " and the best one" if best else ""
-            )
-        return entries, best
-
-    def _found(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """What the index would name: the whole checkpoints in the folder, the oldest first, and the best one."""
-        found: dict[str, dict[str, Any]] = {}
-        for path in self.folder.glob("*.ckpt"):
-            if path.name != BEST and not _place(path.name):
-                continue
-            try:
-                about = read_checkpoint(path, checksum_required=True).about
-                facts = {key: about[key] for key in ("epoch", "step", "metric")}
-                found[path.name] = _checked({"file": path.name, **facts, "sha256": sha256(path)})
-            except UserError as error:
-                logger.warning("%s; left out", error)
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s: no checkpoint of a training; left out", path)
-        best = found.pop(BEST, None)
-        return sorted(found.values(), key=lambda entry: (entry["epoch"], entry["step"])), best
+        self._entries, self._best, self._damaged = Index([], None) if empty else read_index(folder)
 
     @property
     def best_metric(self) -> float | None:
@@ -188,7 +142,7 @@ class CheckpointStore:
         Args:
             place: Whole epochs, and the steps over all epochs in a checkpoint from within an epoch, else 0.
         """
-        names = [path.name for path in self.folder.glob("*.ckpt") if (_place(path.name) or (0, 0)) > place]
+        names = [path.name for path in self.folder.glob("*.ckpt") if (place_of(path.name) or (0, 0)) > place]
         return names + ([BEST] if self._best and (self._best["epoch"], 0) > place else [])
 
     def move(self, names: Collection[str], aside: Path) -> None:
@@ -221,16 +175,14 @@ class CheckpointStore:
         if before is None:
             return
         try:
-            about = read_checkpoint(path, checksum_required=True).about
-            # A kill between file and index leaves a newer best one than the index speaks of.
-            facts = {key: about[key] for key in ("epoch", "step", "metric")}
-            self._best = _checked({"file": BEST, **facts, "sha256": sha256(path)})
-            if self._best != before or self._damaged:
-                self._write_index()
-        except (UserError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s", error if isinstance(error, UserError) else f"{path}: no checkpoint of a training")
+            self._best = entry_of(path)  # not compared: a kill leaves a newer best one than the index speaks of
+        except UserError as error:
+            logger.warning("%s", error)
             self._best = None
             self._choose_best()
+        else:
+            if self._best != before or self._damaged:
+                self._write_index()
 
     def _choose_best(self) -> None:
         """Copy the whole checkpoint with the highest metric; with none the next evaluation is the best."""
@@ -258,11 +210,11 @@ class CheckpointStore:
         if self._tidy or not self.folder.is_dir():
             return
         self._tidy = True
-        named = {entry["file"]: place for entry in self._entries if (place := _place(entry["file"]))}
+        named = {entry["file"]: place for entry in self._entries if (place := place_of(entry["file"]))}
         with _naming(self.folder):
             remove_leftovers(self.folder)
             for path in list(self.folder.iterdir()):
-                place = _place(path.name)
+                place = place_of(path.name)
                 if (place or path.name == BEST) and not path.is_file():
                     raise UserError(f"{path} is no file, but has the name of a checkpoint: move it away")
                 if place and named and path.name not in named and place < min(named.values()):
@@ -284,22 +236,6 @@ class CheckpointStore:
         return next(path for path in map(self.folder.joinpath, names) if not path.exists())
 
 
-def _checked(entry: Any) -> dict[str, Any]:
-    """An entry of the index.
-
-    Raises:
-        ValueError, KeyError, TypeError: It is none.
-    """
-    name, metric = entry["file"], entry["metric"]
-    if not (name == BEST or _place(name)) or not isinstance(entry["sha256"], str):
-        raise ValueError(name)
-    if metric is not None and not 0 <= metric <= 1:  # an accuracy; nothing would ever be better than infinity
-        raise ValueError(metric)
-    if not all(isinstance(entry[key], int) and entry[key] >= 0 for key in ("epoch", "step")):
-        raise ValueError(name)
-    return dict(entry)
-
-
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn what the system says of a file into a line that names it."""
@@ -307,18 +243,3 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
-
-
-def _place(name: str) -> tuple[int, int] | None:
-    """Epochs and step in the name of a checkpoint of :meth:`CheckpointStore.save`; None for other names."""
-    found = _NAME.fullmatch(name)
-    return (int(found[1]), int(found[2] or 0)) if found else None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

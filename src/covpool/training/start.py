@@ -158,6 +158,7 @@ def _clear(run: Training) -> None:
         if aside:
             logger.info("%s held an earlier run, which is now in %s", folder.path, aside)
         return
+    store.tidy()
     here = place(resumed)
     beyond = store.beyond(here)
     # What auto passed over is damaged, or will be done again as it was.
@@ -168,4 +169,3 @@ def _clear(run: Training) -> None:
         logger.info("what came after %s is now in %s", resumed.path, aside)
     folder.forget_after(*here)
     store.check_best()
-    store.tidy()
