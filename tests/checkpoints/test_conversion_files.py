@@ -12,6 +12,7 @@ import torch  # after mindspore: both bring an OpenMP runtime
 from safetensors.numpy import load_file, save_file
 
 from covpool.checkpoints import (
+    convert_file,
     convert_state_dict,
     read_ckpt,
     read_parameters,
@@ -104,6 +105,14 @@ def test_training_state_is_left_out(tmp_path):
     entries = [{"name": n, "data": ms.Tensor(np.ones(3, np.float32))} for n in ("fc.bias", "optimizer.moments.fc.bias")]
     ms.save_checkpoint(entries, str(tmp_path / "model.ckpt"), crc_check=True, append_dict={"about.epoch": "3"})
     assert list(read_ckpt(tmp_path / "model.ckpt")) == ["fc.bias"]
+
+
+def test_a_network_that_was_trained_becomes_safetensors(tmp_path, source):
+    parameters = convert_state_dict(source)
+    parameters["pooling.dropout.counter"] = ms.Parameter(ms.Tensor(7, ms.int32))  # PyTorch has no such entry
+    write_ckpt(tmp_path / "model.ckpt", parameters)
+    convert_file(tmp_path / "model.ckpt", tmp_path / "model.safetensors", "safetensors")
+    assert same(load_file(tmp_path / "model.safetensors"), source)
 
 
 def test_an_earlier_file_survives_a_failure(tmp_path, monkeypatch):

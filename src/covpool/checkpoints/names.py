@@ -33,7 +33,7 @@ _RELEASED_KERNEL = _RELEASED_POOLING + "conv.weight"
 _POOLING = "pooling."
 _KERNEL = _POOLING + "conv.weight"
 # How many dropout masks were drawn so far; PyTorch keeps that in its global generator.
-_COUNTER = _POOLING + "dropout.counter"
+COUNTER = _POOLING + "dropout.counter"
 
 _PARALLEL = "module."
 
@@ -110,7 +110,7 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
             f"biases and {_RELEASED_KERNEL}"
         )
     if _RELEASED_KERNEL in arrays:
-        parameters[_COUNTER] = _parameter(_COUNTER, np.zeros((), np.int32))
+        parameters[COUNTER] = _parameter(COUNTER, np.zeros((), np.int32))
     return parameters
 
 
@@ -133,7 +133,7 @@ def to_pytorch(parameters: Mapping[str, ms.Parameter]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     unknown = []
     for name, parameter in parameters.items():
-        if name == _COUNTER:
+        if name == COUNTER:
             continue
         value = parameter.asnumpy()
         target = _to_pytorch(name, value.shape, _module(name) in normalisations)
@@ -173,7 +173,7 @@ def from_port(entries: dict[str, Any], path: Path) -> dict[str, Any]:
         array = value.asnumpy()
         if name == _RELEASED_KERNEL and array.ndim == 4 and array.shape[:3] == (1, 1, 1):
             target, array = _KERNEL, array[0]
-            renamed[_COUNTER] = _parameter(_COUNTER, np.zeros((), np.int32))
+            renamed[COUNTER] = _parameter(COUNTER, np.zeros((), np.int32))
         if target in renamed:
             raise UserError(f"{path}: two tensors become {target}")
         renamed[target] = _parameter(target, array)
