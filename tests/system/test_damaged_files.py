@@ -9,8 +9,10 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -28,7 +30,20 @@ OPTIONS = [f"--config_path={ROOT / 'config' / 'quickstart.yaml'}", *(f"--{k}={v}
 ABOUT = {"architecture": {**KEYS, "in_channels": 3}, "epoch": 1, "step": 5, "mean": [0.5] * 3, "std": [0.5] * 3}
 SIDE = 28
 
+SCRIPTS = ("eval", "export")
+REST = pytest.mark.only_with_all
+
 Call = Callable[..., str]
+
+
+def some(cases: Iterable[Any], count: int) -> list[Any]:
+    """All cases, spread evenly ``count`` of them that always run; the rest with ``--all``."""
+    everything = list(cases)
+    always = {round(i * (len(everything) - 1) / (count - 1)) for i in range(count)}
+    return [
+        case if number in always else pytest.param(*([case] if not isinstance(case, tuple) else case), marks=REST)
+        for number, case in enumerate(everything)
+    ]
 
 
 def network(**changes: object) -> nn.Cell:
@@ -118,8 +133,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("script", ["eval", "export"])
-@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize(("script", "content"), some(product(SCRIPTS, FOREIGN), 4))
 def test_checkpoints_that_are_none(script: str, content: str, fails: Call, tmp_path: Path) -> None:
     path = tmp_path / "a b.ckpt"
     path.write_bytes(FOREIGN[content])
@@ -128,8 +142,7 @@ def test_checkpoints_that_are_none(script: str, content: str, fails: Call, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["a b.ckpt"]
 
 
-@pytest.mark.parametrize("script", ["eval", "export"])
-@pytest.mark.parametrize("tenths", range(1, 10))
+@pytest.mark.parametrize(("script", "tenths"), some(product(SCRIPTS, range(1, 10)), 3))
 def test_checkpoints_cut_short(script: str, tenths: int, fails: Call, checkpoint: bytes, tmp_path: Path) -> None:
     path = tmp_path / "cut.ckpt"
     path.write_bytes(checkpoint[: len(checkpoint) * tenths // 10])
@@ -137,7 +150,7 @@ def test_checkpoints_cut_short(script: str, tenths: int, fails: Call, checkpoint
     assert [p.name for p in tmp_path.iterdir()] == ["cut.ckpt"]
 
 
-@pytest.mark.parametrize("twentieth", range(20))
+@pytest.mark.parametrize("twentieth", some(range(20), 4))
 def test_checkpoints_with_a_flipped_bit(twentieth: int, fails: Call, checkpoint: bytes, tmp_path: Path) -> None:
     place = (len(checkpoint) - 1) * twentieth // 19
     path = tmp_path / "flipped.ckpt"
@@ -146,7 +159,7 @@ def test_checkpoints_with_a_flipped_bit(twentieth: int, fails: Call, checkpoint:
     assert is_refused(path, fails(script, f"--checkpoint_file_path={path}", "--file_name=out"))
 
 
-@pytest.mark.parametrize("back", range(1, 25))
+@pytest.mark.parametrize("back", some(range(1, 25), 3))
 def test_checkpoints_with_a_damaged_checksum(back: int, fails: Call, checkpoint: bytes, tmp_path: Path) -> None:
     """The checksum and its mark are the last bytes; without them nothing else would be noticed."""
     path = tmp_path / "flipped.ckpt"
@@ -156,7 +169,7 @@ def test_checkpoints_with_a_damaged_checksum(back: int, fails: Call, checkpoint:
     assert is_refused(path, fails("eval", f"--checkpoint_file_path={path}"))
 
 
-@pytest.mark.parametrize("script", ["eval", "export"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_places_without_a_checkpoint(script: str, fails: Call, checkpoint: bytes, tmp_path: Path) -> None:
     (tmp_path / "folder.ckpt").mkdir()
     (tmp_path / "link.ckpt").symlink_to("nowhere.ckpt")
@@ -176,8 +189,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("script", ["eval", "export"])
-@pytest.mark.parametrize("key", OTHERS)
+@pytest.mark.parametrize(("script", "key"), some(product(SCRIPTS, OTHERS), 3))
 def test_checkpoints_of_other_networks(script: str, key: str, fails: Call, tmp_path: Path) -> None:
     value, text = OTHERS[key]
     path = tmp_path / "other.ckpt"
@@ -186,7 +198,7 @@ def test_checkpoints_of_other_networks(script: str, key: str, fails: Call, tmp_p
     assert line == f"{path} does not fit the configuration: {text}"
 
 
-@pytest.mark.parametrize("key", OTHERS)
+@pytest.mark.parametrize("key", some(OTHERS, 2))
 def test_parameters_of_other_networks(key: str, fails: Call, tmp_path: Path) -> None:
     """Converted checkpoints say nothing of their architecture."""
     path = tmp_path / "other.ckpt"
@@ -227,14 +239,14 @@ def test_facts_that_cannot_be_read(fails: Call, tmp_path: Path) -> None:
     assert str(path) in fails("eval", f"--checkpoint_file_path={path}")
 
 
-@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("content", some(FOREIGN, 3))
 def test_exported_files_that_are_none(content: str, exported: Path, fails: Call, tmp_path: Path) -> None:
     path = tmp_path / f"a b{exported.suffix}"
     path.write_bytes(FOREIGN[content])
     assert is_refused(path, fails("predict", "--file", str(path)))
 
 
-@pytest.mark.parametrize("tenths", range(1, 10))
+@pytest.mark.parametrize("tenths", some(range(1, 10), 2))
 def test_exported_files_cut_short(tenths: int, exported: Path, fails: Call, tmp_path: Path) -> None:
     content = exported.read_bytes()
     path = tmp_path / f"cut{exported.suffix}"
@@ -242,7 +254,7 @@ def test_exported_files_cut_short(tenths: int, exported: Path, fails: Call, tmp_
     assert is_refused(path, fails("predict", "--file", str(path)))
 
 
-@pytest.mark.parametrize("twentieth", range(20))
+@pytest.mark.parametrize("twentieth", some(range(20), 4))
 def test_exported_files_with_a_flipped_bit(twentieth: int, exported: Path, fails: Call, tmp_path: Path) -> None:
     """In the graph, or in a weight, where the file still is one, of another network."""
     content = exported.read_bytes()
@@ -268,24 +280,22 @@ def test_an_exported_file_of_the_other_format(exported: Path, fails: Call, tmp_p
     assert is_refused(path, fails("predict", "--file", str(path)))
 
 
-def test_the_whole_files_are_fine(data: Path, checkpoint: bytes, exported: Path, run: Run, tmp_path: Path) -> None:
-    """What is damaged above is accepted when it is not; as real commands."""
-    (tmp_path / "whole.ckpt").write_bytes(checkpoint)
-    options = [*OPTIONS, f"--data_path={data}", "--checkpoint_file_path=whole.ckpt", "--result_path=result.json"]
-    assert "result:" in run(["python", "eval.py", *options], cwd=tmp_path).stdout
-    assert json.loads((tmp_path / "result.json").read_text())["num_samples"] == 10
-    command = ["covpool", "predict", "--file", str(exported), "--images", str(data / "val" / "bag")]
-    assert "%" in run(command, cwd=tmp_path).stdout
+def test_the_whole_files_are_fine(
+    data: Path, checkpoint: bytes, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is damaged above is accepted when it is not."""
+    path, result = tmp_path / "whole.ckpt", tmp_path / "result.json"
+    path.write_bytes(checkpoint)
+    options = [*OPTIONS, f"--data_path={data}", f"--checkpoint_file_path={path}", f"--result_path={result}"]
+    assert cli.run(["eval", *options]) == 0 and "result:" in capfd.readouterr().out
+    assert json.loads(result.read_text())["num_samples"] == 10
+    assert cli.run(["predict", "--file", str(exported), "--images", str(data / "val" / "bag")]) == 0
+    assert "%" in capfd.readouterr().out
 
 
-def test_real_commands_say_the_same(data: Path, checkpoint: bytes, exported: Path, run: Run, tmp_path: Path) -> None:
+def test_a_real_command_says_the_same(data: Path, checkpoint: bytes, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "cut.ckpt"
     path.write_bytes(checkpoint[: len(checkpoint) // 2])
     options = [*OPTIONS, f"--data_path={data}", f"--checkpoint_file_path={path}"]
     done = run(["python", "eval.py", *options], cwd=tmp_path, expect=1)
     assert is_refused(path, done.stderr[len("error: ") :]) and done.stderr.count("\n") == 1
-    bad = tmp_path / f"cut{exported.suffix}"
-    bad.write_bytes(exported.read_bytes()[:-100])
-    command = ["covpool", "predict", "--file", str(bad), "--images", str(data / "val" / "bag")]
-    done = run(command, cwd=tmp_path, expect=1)
-    assert is_refused(bad, done.stderr[len("error: ") :]) and done.stderr.count("\n") == 1
