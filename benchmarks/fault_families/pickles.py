@@ -18,6 +18,9 @@ from benchmarks.fault_families.trial import Trial
 
 def pickles(trial: Trial) -> None:
     """A checkpoint of another framework that was damaged or wants to run code: its own values, or refused."""
+    import mindspore  # noqa: F401 - here, before torch, so that no copy of this process imports them again
+    import torch  # noqa: F401
+
     rng = trial.rng
     ending = rng.choice((".pth", ".pth", ".pdparams", ".pdparams", ".safetensors", ".pth.tar"))
     path = trial.work / f"net{ending}"
