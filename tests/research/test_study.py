@@ -151,19 +151,20 @@ def test_a_stopped_study_goes_on_and_failures_do_not_stop_it(tmp_path: Path, cle
     command += [f"--{text}" for text in (*SMALL, DATA)]
     run = output / "good" / "seed-1"
 
-    def stop_by(number: int, times_begun: int) -> tuple[int, str]:
-        """Start the study and signal it and all of its group, as Ctrl-C does, once the run has begun so many times."""
+    def stop_by(number: int, ready: Callable[[], bool]) -> tuple[int, str]:
+        """Start the study and signal it and all of its group, as Ctrl-C does; exit code and errors."""
         process = subprocess.Popen(
             command, env=clean_env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        wait_for(lambda: sum(log.read_text().count("steps an epoch") for log in run.rglob("train.log")) == times_begun)
+        wait_for(ready)
         os.killpg(process.pid, number)
         said = process.communicate(timeout=120)[1]
         wait_for(lambda: not trainings(output))
         return process.returncode, said
 
-    assert stop_by(signal.SIGKILL, 1)[0] == -signal.SIGKILL
-    code, said = stop_by(signal.SIGINT, 2)
+    assert stop_by(signal.SIGKILL, lambda: bool(trainings(output)))[0] == -signal.SIGKILL
+    begun = run / "train.log"
+    code, said = stop_by(signal.SIGINT, lambda: begun.is_file() and "steps an epoch" in begun.read_text())
     assert code == 128 + signal.SIGINT and "goes on from here" in said
     (saved,) = (run / "checkpoints").glob("epoch_0000_step_*.ckpt")
     assert not (run / "failure.txt").exists()

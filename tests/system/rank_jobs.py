@@ -31,15 +31,13 @@ TRAIN = (
 )
 UNDER_MPIRUN = (*MPIRUN, sys.executable, *TRAIN)
 _PAUSE = """
-import os, pathlib, time
-whole = pathlib.Path.chmod
-def chmod(path, mode):
-    if any(step in path.name for step in {steps!r}):
-        os.truncate(path, path.stat().st_size // 2)
+import os, pathlib, sys, time
+def pause(event, arguments):
+    if event == "os.rename" and any(step in str(arguments[1]) for step in {steps!r}):
+        os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
         pathlib.Path({saving!r}).touch()
         time.sleep(600)
-    whole(path, mode)
-pathlib.Path.chmod = chmod
+sys.addaudithook(pause)
 """
 
 
@@ -72,6 +70,7 @@ class Job:
         self.family: list[psutil.Process] = []
         self.ports: set[int] = set()
         self.said = ""
+        self.began = time.time()
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
@@ -80,8 +79,18 @@ class Job:
             time.sleep(0.02)
 
     def wait_for_step(self, step: int) -> None:
+        """Wait until this job has done it; a job that it goes on from may have done it before."""
         log = self.folder / "metrics.jsonl"
-        self.wait_for(lambda: log.is_file() and f'"step": {step},' in log.read_text())
+        self.wait_for(
+            lambda: log.is_file() and log.stat().st_mtime > self.began and f'"step": {step},' in log.read_text()
+        )
+
+    def at_step(self, step: int, role: str) -> psutil.Process:
+        """A member, once the step is done; it is found before, since steps are quick."""
+        self.wait_for(lambda: self.find(role) is not None)
+        found = self.member(role)
+        self.wait_for_step(step)
+        return found
 
     def find(self, role: str) -> psutil.Process | None:
         """'0', '1' (ranks) or 'scheduler'; None as long as it is not there."""
@@ -95,7 +104,7 @@ class Job:
                 name = "scheduler" if variables.get("MS_ROLE") == "MS_SCHED" else rank
                 is_member = any(word.endswith("train.py") or "communication" in word for word in command)
                 if name == role and is_member and "mpirun" not in " ".join(command) and "-S" not in command:
-                    found = process
+                    found = found or process  # what it has just forked looks the same and comes after it
         return found
 
     def member(self, role: str) -> psutil.Process:
@@ -111,6 +120,8 @@ class Job:
 
     def end(self, seconds: float = 60) -> str:
         """Wait for the end of all processes, which leave no port behind; what was written to standard error."""
+        with suppress(psutil.Error):
+            self.family = list({*self.family, *psutil.Process(self.process.pid).children(recursive=True)})
         began = time.monotonic()
         self.said, errors = self.process.communicate(timeout=seconds)
         alive = psutil.wait_procs(self.family, timeout=max(1.0, seconds - (time.monotonic() - began)))[1]
@@ -154,4 +165,5 @@ def resumes(images: Path, run: Run, cwd: Path, command: Sequence[str] = UNDER_MP
     words = ["python" if word == sys.executable else word for word in command]
     done = run([*words, f"--data_path={images}", "--resume_ckpt=auto"], cwd=cwd)
     assert "resumed from" in done.stdout
-    assert [e["epoch"] for e in RunFolder(cwd / "run").records("epoch")] == [1, 2]
+    epochs = RunFolder(cwd / "run").records("epoch")
+    assert [(e["epoch"], e["num_samples"]) for e in epochs] == [(1, 103), (2, 103)]

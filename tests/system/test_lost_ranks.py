@@ -1,59 +1,89 @@
-"""Ranks that are killed or hang, a scheduler that is killed: the job ends, says why, and goes on later."""
+"""Jobs that lose a part of themselves, at any time, under mpirun and msrun: they end, say why, and go on later."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from rank_jobs import UNDER_MPIRUN, job, resumes
+from rank_jobs import UNDER_MPIRUN, Job, job, pause_while_saving, resumes, under_msrun
 from road_commands import Run
+
+from covpool.checkpoints.format import read_checkpoint
+from covpool.checkpoints.store import CheckpointStore
 
 pytestmark = pytest.mark.world_size
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_killed_rank_ends_the_job_which_goes_on_later(images: Path, run: Run, tmp_path: Path, rank: str) -> None:
+def names(victim: str) -> str:
+    """What must be said of it."""
+    return "MindSpore's scheduler" if victim == "scheduler" else f"rank {victim} "
+
+
+def kill_while_saving(running: Job, victim: str) -> str:
+    """Wait until half of the checkpoint of step 6 is on the disk, kill; what was said to standard error."""
+    saving = running.cwd / "saving"
+    running.wait_for(saving.is_file)
+    saving.unlink()
+    running.member(victim).kill()
+    said = running.end()
+    folder = running.folder / "checkpoints"
+    assert "epoch_0000_step_00000003.ckpt" in [p.name for p in folder.iterdir()]
+    assert any("step_00000006" in p.name for p in folder.glob(".*.tmp*"))
+    for path in folder.glob("[!.]*.ckpt"):
+        assert read_checkpoint(path).about["step"] == 3
+    newest = CheckpointStore(folder, 5).newest_valid()
+    assert newest is not None and newest.about["step"] == 3
+    return said
+
+
+def test_killed_at_the_start_under_mpirun(images: Path, tmp_path: Path) -> None:
+    for victim in ("0", "1", "scheduler"):
+        with job(images, tmp_path) as running:  # as soon as it is there: a rank imports, the scheduler too
+            running.kill(victim)
+            assert names(victim) in running.end(), f"{victim} importing"
     with job(images, tmp_path) as running:
-        running.wait_for_step(5)
-        running.member(rank).kill()
-        assert f"rank {rank}" in running.end()
-    resumes(images, run, tmp_path)
+        log = running.folder / "train.log"
+        running.wait_for(lambda: log.is_file() and "global batch" in log.read_text())  # what it says last before step 1
+        running.kill("1")
+        assert names("1") in running.end(), "1 compiling"
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
-def test_a_killed_scheduler_ends_the_job(images: Path, tmp_path: Path) -> None:
-    with job(images, tmp_path) as running:
-        running.wait_for_step(3)
-        running.member("scheduler").kill()
-        assert "MindSpore's scheduler (process " in running.end()
-
-
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_hanging_rank_is_named(images: Path, tmp_path: Path, rank: str) -> None:
-    with job(images, tmp_path, "--rank_timeout=10") as running:
-        running.wait_for_step(3)
-        stopped = running.member(rank)
+def test_a_job_goes_on_whatever_it_loses(images: Path, run: Run, tmp_path: Path) -> None:
+    """A run under mpirun that loses ranks while it saves, hangs, loses its scheduler, gets a signal, and ends well."""
+    variables = pause_while_saving(tmp_path, 6)
+    with job(images, tmp_path, "--resume_ckpt=auto", **variables) as running:
+        assert names("1") in kill_while_saving(running, "1")
+        assert "nothing to resume from" in running.said
+    with job(images, tmp_path, "--resume_ckpt=auto", **variables) as running:
+        assert names("0") in kill_while_saving(running, "0")
+        assert "epoch_0000_step_00000003.ckpt after epoch 0 and 3 steps" in running.said
+    with job(images, tmp_path, "--resume_ckpt=auto", "--rank_timeout=6") as running:
+        stopped = running.at_step(5, "0")
         stopped.suspend()
-        assert f"rank {rank} (process {stopped.pid} on " in running.end()
-
-
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(images: Path, run: Run, tmp_path: Path) -> None:
-    with job(images, tmp_path) as running:
-        running.wait_for_step(4)
-        running.member("1").send_signal(signal.SIGUSR1)
+        said = running.end()
+        assert said.startswith(f"error: rank 0 (process {stopped.pid} on ") and "hangs: " in said
+        assert "rank 1 (process " not in said, "the one that waited"
+    with job(images, tmp_path, "--resume_ckpt=auto") as running:
+        running.at_step(8, "scheduler").kill()
+        assert "MindSpore's scheduler (process " in running.end()
+    with job(images, tmp_path, "--resume_ckpt=auto") as running:
+        running.at_step(10, "1").send_signal(signal.SIGHUP)
         errors = running.end()
-        assert running.process.returncode == 128 + signal.SIGUSR1
-        assert "stopped by SIGUSR1 after step " in errors
-    resumes(images, run, tmp_path)
+        assert running.process.returncode == 128 + signal.SIGHUP
+        assert "stopped by SIGHUP after " in errors
+    resumes(images, run, tmp_path, UNDER_MPIRUN)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-def test_two_jobs_at_once_do_not_meet(images: Path, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    with job(images, tmp_path / "other", "--epoch_size=50") as other:
-        other.wait_for_step(1)
-        command = ["python" if word == sys.executable else word for word in UNDER_MPIRUN]
-        run([*command, f"--data_path={images}", "--epoch_size=1"], cwd=tmp_path)
-        assert other.process.poll() is None
-        other.member("0").kill()
-        other.end()
+def test_a_killed_scheduler_under_msrun(images: Path, run: Run, tmp_path: Path) -> None:
+    """At the start, while saving, and the restart, which ends."""
+    with job(images, tmp_path, command=under_msrun()) as running:
+        running.kill("scheduler")
+        running.end()
+        assert "MindSpore's scheduler (process " in running.said
+    with job(images, tmp_path, command=under_msrun(), **pause_while_saving(tmp_path, 6)) as running:
+        kill_while_saving(running, "scheduler")
+        assert "MindSpore's scheduler (process " in running.said
+    resumes(images, run, tmp_path, under_msrun())

@@ -24,7 +24,7 @@ pytestmark = [
         os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and iproute2"
     ),
 ]
-TIMEOUT = 15
+TIMEOUT = 8
 
 
 @dataclass(frozen=True)
