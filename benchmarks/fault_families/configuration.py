@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from benchmarks.fault_families.inventory import epochs_of
 from benchmarks.fault_families.material import EPOCHS, config, images
-from benchmarks.fault_families.trial import Trial, epochs_of
+from benchmarks.fault_families.trial import Trial
 
 _VALUES = (
     *("", " ", "0", "-1", "1", "2", "3.5", "1e-30", "1e308", "1e400", "nan", "inf", "-inf", "abc", "None", "null"),

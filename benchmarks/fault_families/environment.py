@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from benchmarks.fault_families.foreign import evaluates_as_known, irregular
+from benchmarks.fault_families.inventory import epochs_of
 from benchmarks.fault_families.material import EPOCHS, config, evaluated, known
-from benchmarks.fault_families.trial import Ended, Trial, epochs_of, interpreter, limit
+from benchmarks.fault_families.trial import Ended, Trial, interpreter, limit
 
 _USER = 65534  # nobody
 _NAMES = ("a b", "a\nb", "é", "\udcff", "net[1]", "a**b", "a:b", "'\"", "-x", "x" * 255, "x" * 256, "epoch_0001.ckpt")

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from benchmarks.fault_families.inventory import epochs_of
 from benchmarks.fault_families.material import (
     EPOCHS,
     SAMPLE,
@@ -24,7 +25,7 @@ from benchmarks.fault_families.material import (
     result_of,
     same_answers,
 )
-from benchmarks.fault_families.trial import Trial, epochs_of
+from benchmarks.fault_families.trial import Trial
 
 _IRREGULAR = ("fifo", "folder", "link to itself", "link to /dev/zero", "link to /dev/full", "missing", "socket")
 

@@ -14,7 +14,8 @@ import psutil
 
 from benchmarks.fault_families import wire
 from benchmarks.fault_families.foreign import irregular
-from benchmarks.fault_families.trial import ROOT, Command, Trial, epochs_of
+from benchmarks.fault_families.inventory import epochs_of
+from benchmarks.fault_families.trial import ROOT, Command, Trial
 
 _EPOCHS = 30  # three checkpoints each: fewer than are kept
 _END = 120  # seconds in which a job must have ended after a fault

@@ -10,8 +10,9 @@ from typing import Optional
 from benchmarks.fault_families import wire
 from benchmarks.fault_families.exports import native_code
 from benchmarks.fault_families.foreign import irregular
+from benchmarks.fault_families.inventory import epochs_of
 from benchmarks.fault_families.material import config
-from benchmarks.fault_families.trial import Trial, epochs_of
+from benchmarks.fault_families.trial import Trial
 
 
 def damaged_kernels(trial: Trial) -> None:

@@ -13,8 +13,9 @@ import yaml
 
 from benchmarks.fault_families import wire
 from benchmarks.fault_families.foreign import gone_on
+from benchmarks.fault_families.inventory import epochs_of
 from benchmarks.fault_families.material import EPOCHS, SAMPLE, config, evaluated, images, make_data
-from benchmarks.fault_families.trial import Trial, epochs_of
+from benchmarks.fault_families.trial import Trial
 
 # Another value of these is another network, or another meaning of its outputs: nothing to go on with.
 _NETWORK = {"pooling": ("gcp", "gap", "fast_mpn"), "reduction_dim": ("5",), "base_width": ("8",), "class_num": ("3",)}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import os
 import random
 import re
 import resource
 import shutil
 import signal
-import stat
 import sys
 import tempfile
 import time
@@ -23,6 +20,8 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
 import psutil
+
+from benchmarks.fault_families.inventory import WHOLE, inventory, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("train", "eval", "export")
@@ -201,7 +200,7 @@ class Trial:
             command.kill()
         self.codes.append(code)
         left = self._processes_left()
-        ended = Ended(code, _text(self.folder / "stdout"), _text(self.folder / "stderr"))
+        ended = Ended(code, text_of(self.folder / "stdout"), text_of(self.folder / "stderr"))
         if left:
             self.problem("left", f"processes {left}")
         if code is not None and code < 0 and code not in codes:
@@ -231,17 +230,12 @@ class Trial:
         if code == 2 or (code == 1 and not spoils):
             self.check(not new and not changed, "lost", f"refused, but made {new[:5]}, changed {changed[:5]}")
         kept = set(after.values())
-        lost = [n for n in changed if n.endswith(".ckpt") and before[n] not in kept]
+        lost = [n for n in changed if before[n].startswith(WHOLE) and before[n] not in kept]
         self.check(not lost, "lost", f"checkpoints {lost}")
 
     def inventory(self) -> dict[str, str]:
         """Everything in the folder the commands work in: path -> what it is."""
-        found = {}
-        for folder, folders, files in os.walk(self.work):
-            for name in (*folders, *files):
-                path = Path(folder, name)
-                found[os.fsdecode(os.path.relpath(path, self.work))] = _what(path)
-        return found
+        return inventory(self.work)
 
     def _processes_left(self) -> list[str]:
         """Descendants that outlive a command: they become children of this process. They are ended."""
@@ -277,31 +271,3 @@ def interpreter(command: str) -> list[str]:
 def limit(what: int, value: int) -> None:
     """Set a limit of this process, as ``ulimit`` does."""
     resource.setrlimit(what, (value, value))
-
-
-def epochs_of(run: Path) -> list[dict[str, Any]]:
-    """Records of epochs in a run folder, read without the project's help; lines that are no JSON are passed over."""
-    found = []
-    for line in _text(run / "metrics.jsonl").splitlines():
-        with suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and record.get("kind") == "epoch":
-                found.append(record)
-    return found
-
-
-def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
-
-
-def _what(path: Path) -> str:
-    """Kind of a file, and the digest of its content."""
-    try:
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            return f"link to {path.readlink()}"
-        if stat.S_ISREG(found.st_mode):
-            return hashlib.sha256(path.read_bytes()).hexdigest() if found.st_size < 2**28 else f"{found.st_size} bytes"
-        return stat.filemode(found.st_mode)[0]
-    except OSError as error:
-        return type(error).__name__

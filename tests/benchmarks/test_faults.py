@@ -39,7 +39,7 @@ NOTICED = {
 def trial(tmp_path: Path) -> Trial:
     made = Trial(tmp_path / "trial", random.Random(0), tmp_path)
     (made.work / "run").mkdir()
-    (made.work / "run" / "a.ckpt").write_bytes(b"weights")
+    (made.work / "run" / "a.ckpt").write_bytes(wire.sealed(b"weights"))
     (made.work / "run" / "a.txt").write_text("text")
     return made
 
