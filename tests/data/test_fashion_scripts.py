@@ -43,8 +43,11 @@ def originals(tmp_path: Path) -> Path:
 @pytest.fixture
 def published(originals: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same files, with their checksums and counts taken for the published ones."""
-    contents = {path.name[:-3]: gzip.decompress(path.read_bytes()) for path in originals.iterdir()}
-    sums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in contents.items()}
+    sums = {}
+    for path in originals.iterdir():
+        data = path.read_bytes()
+        parts = (data, gzip.decompress(data))
+        sums[path.name[:-3]] = tuple(hashlib.md5(part, usedforsecurity=False).hexdigest() for part in parts)
     monkeypatch.setattr(commands, "CHECKSUMS", sums)
     monkeypatch.setattr(commands, "COUNTS", {"train": 30, "val": 20})
     return originals

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from covpool.data.arrays import ArraySource, array_source
 from covpool.data.datasets import open_source
-from covpool.data.failures import pipeline_error, pipeline_errors
 from covpool.data.pipeline import (
     create_dataset,
     epoch_order,
     evaluation_indices,
+    pipeline_error,
+    pipeline_errors,
     steps_per_epoch,
     training_positions,
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, Optional
 
@@ -15,6 +17,9 @@ from covpool.data.sources import Source
 from covpool.data.transforms import Augmentation, ImageTransform, Stage, check_counts
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
+
+# MindSpore passes on what a Python function raised as text: the traceback, in an error of its own.
+_RAISED = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__name__}: (.+)$", re.MULTILINE)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -136,6 +141,31 @@ def create_dataset(
     )
     dataset = _apply(dataset, stages, workers).project(["image", "label"])
     return dataset.batch(batch_size, drop_remainder=augmentation is not None, num_parallel_workers=workers)
+
+
+def pipeline_error(error: BaseException) -> Optional[UserError]:
+    """Return the UserError that a source raised in a worker thread, if that is what stopped the pipeline.
+
+    Args:
+        error: What iterating over a dataset raised.
+
+    Returns:
+        An error with the source's one line, e.g. which image is damaged; None if the cause is another.
+    """
+    found = _RAISED.search(str(error))
+    return UserError(found.group(1)) if found else None
+
+
+@contextmanager
+def pipeline_errors() -> Iterator[None]:
+    """Turn an error of the pipeline within the block into the source's own, where there is one."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = pipeline_error(error)
+        if cause is None:
+            raise
+        raise cause from error
 
 
 class _Rows:
