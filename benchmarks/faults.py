@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="faults of each family (default: 1,755 in all)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other faults (default: 0)")
     parser.add_argument("--only", type=int, metavar="N", help="fault N alone, again")
+    parser.add_argument("--again", action="store_true", help="try again what was not survived")
     parser.add_argument("--output", type=Path, required=True, help="folder for results.jsonl and what failed")
     arguments = parser.parse_args()
     if not arguments.families and not arguments.all:
@@ -87,7 +88,8 @@ def main() -> int:
         numbers = range(arguments.count or count) if arguments.only is None else [arguments.only]
         for number in numbers:
             key = (family, arguments.seed, number)
-            if key in results and arguments.only is None:
+            done = key in results and not (arguments.again and results[key]["problems"])
+            if done and arguments.only is None:
                 continue
             result = _try(function, Trial(output / f"{family}-{arguments.seed}-{number}", _rng(*key), material))
             results[key] = {"family": family, "seed": arguments.seed, "number": number, **result}

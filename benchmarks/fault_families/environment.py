@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 from benchmarks.fault_families.foreign import evaluates_as_known, irregular
 from benchmarks.fault_families.inventory import epochs_of
 from benchmarks.fault_families.material import EPOCHS, config, evaluated, known
-from benchmarks.fault_families.trial import Ended, Trial, interpreter, limit
+from benchmarks.fault_families.trial import Ended, Trial, become, interpreter, limit
 
 _USER = 65534  # nobody
 _NAMES = ("a b", "a\nb", "é", "\udcff", "net[1]", "a**b", "a:b", "'\"", "-x", "x" * 255, "x" * 256, "epoch_0001.ckpt")
@@ -115,7 +115,7 @@ def _disk(trial: Trial) -> None:
         log.symlink_to("/dev/full")
     else:
         run.chmod(0o755)
-        child = lambda: os.setresuid(_USER, _USER, _USER)  # noqa: E731
+        child = lambda: become(_USER)  # noqa: E731
     try:
         whole = epochs_of(run)
         ended = trial.run(*words, how={"child": child}, spoils=True, timeout=240)
@@ -218,14 +218,14 @@ _VARIABLES: tuple[dict[str, Optional[str]], ...] = (
 
 def _no_passwd() -> None:
     os.environ.pop("HOME", None)
-    os.setresuid(12345, 12345, 12345)
+    become(12345)
 
 
 _STARTS: dict[str, Callable[[], Any]] = {
     "umask 777": lambda: os.umask(0o777),
     "umask 000": lambda: os.umask(0),
     "user without passwd entry and HOME": _no_passwd,
-    "user nobody": lambda: os.setresuid(_USER, _USER, _USER),
+    "user nobody": lambda: become(_USER),
     "few files": lambda: limit(resource.RLIMIT_NOFILE, 40),
     "small stack": lambda: limit(resource.RLIMIT_STACK, 2**20),
     "little memory": lambda: limit(resource.RLIMIT_AS, 2 * 2**30),
