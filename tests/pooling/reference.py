@@ -152,6 +152,27 @@ def apn_at(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.concatenate([mpn(x[i : i + 1], alpha[i]) for i in range(len(x))])
 
 
+# Every pooling as it starts and is evaluated.
+REFERENCES: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gap": gap,
+    "apn": lambda x: apn_at(x, apn_alpha(x)),
+    "bcnn": bcnn,
+    "bcnn_lt": bcnn,
+    "ibcnn": ibcnn,
+    "ibcnn_lt": ibcnn,
+    "ilogm": ilogm,
+    "layernorm": layernorm,
+    "logm": logm,
+    "maxexp": maxexp,
+    "mpn": mpn,
+    "sigme": sigme,
+    "gcp": gcp,
+    "dropcov": gcp,
+    "fast_mpn": fast_mpn,
+}
+VALUE_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-4
+
+
 def relative_error(value: Any, reference: np.ndarray) -> float:
     """Largest difference relative to the largest entry of the reference."""
     value = value.asnumpy() if isinstance(value, ms.Tensor) else value

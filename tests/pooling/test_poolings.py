@@ -7,7 +7,6 @@ import functools
 import inspect
 import re
 from pathlib import Path
-from typing import Callable, Dict
 
 import mindspore as ms
 import numpy as np
@@ -17,6 +16,9 @@ from mindspore import nn
 from covpool.pooling import create_pooling, list_poolings, pooling_info
 from tests.pooling import reference
 from tests.pooling.reference import (
+    GRADIENT_TOLERANCE,
+    REFERENCES,
+    VALUE_TOLERANCE,
     directional_derivative,
     features,
     gradient,
@@ -25,39 +27,15 @@ from tests.pooling.reference import (
     value_and_gradient,
 )
 
-REFERENCES: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "gap": reference.gap,
-    "apn": lambda x: reference.apn_at(x, reference.apn_alpha(x)),
-    "bcnn": reference.bcnn,
-    "bcnn_lt": reference.bcnn,
-    "ibcnn": reference.ibcnn,
-    "ibcnn_lt": reference.ibcnn,
-    "ilogm": reference.ilogm,
-    "layernorm": reference.layernorm,
-    "logm": reference.logm,
-    "maxexp": reference.maxexp,
-    "mpn": reference.mpn,
-    "sigme": reference.sigme,
-    "gcp": reference.gcp,
-    "dropcov": reference.gcp,
-    "fast_mpn": reference.fast_mpn,
-}
-VALUE_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 2e-4
 # The signed root divides by 2 sqrt|v|: rounding of an entry near 0 is magnified, more likely so among more entries.
 ROOTS = ("bcnn", "bcnn_lt", "ibcnn", "ibcnn_lt")
 
 SHAPES = {
-    "full rank": (2, 16, 6, 6),
     "rank-deficient": (2, 16, 3, 3),
     "one position": (2, 5, 1, 1),
-    "one map": (1, 8, 4, 5),
+    "one map, not square": (1, 8, 4, 5),
 }
-LARGE_SHAPES = {
-    "d=64, full rank": (2, 64, 9, 9),
-    "d=64, rank-deficient": (2, 64, 4, 4),
-    "d=256, full rank": (1, 256, 18, 18),
-    "d=256, rank-deficient": (1, 256, 7, 7),
-}
+LARGE_SHAPES = {"full rank": (1, 256, 18, 18), "rank-deficient": (1, 256, 7, 7)}  # d = 64: see the fixtures
 
 
 def check_value_and_gradient(name: str, shape: tuple) -> None:
@@ -91,11 +69,6 @@ def test_value_and_gradient(name: str, shape: tuple, graph_mode: None) -> None:
     check_value_and_gradient(name, shape)
 
 
-@pytest.mark.parametrize("name", sorted(REFERENCES))
-def test_value_and_gradient_in_pynative_mode(name: str, pynative_mode: None) -> None:
-    check_value_and_gradient(name, (2, 16, 3, 3))
-
-
 @pytest.mark.parametrize("shape", LARGE_SHAPES.values(), ids=LARGE_SHAPES)
 @pytest.mark.parametrize("name", sorted(REFERENCES))
 def test_value_and_gradient_of_many_channels(name: str, shape: tuple, graph_mode: None) -> None:
@@ -118,15 +91,6 @@ def test_learnable_scale_and_shift(name: str, mode: str) -> None:
     assert relative_error(dx, gradient(create_pooling(name, 6), x, g * gamma)) < 1e-4
 
 
-@pytest.mark.parametrize("name", list_poolings())
-def test_permutation_of_positions_changes_nothing(name: str, graph_mode: None) -> None:
-    x = features((2, 8, 4, 4))
-    order = np.random.default_rng(3).permutation(16)
-    cell = create_pooling(name, 8)
-    shuffled = np.ascontiguousarray(x.reshape(2, 8, 16)[:, :, order].reshape(x.shape))
-    assert relative_error(cell(ms.Tensor(shuffled)), cell(ms.Tensor(x)).asnumpy()) < 1e-5
-
-
 class Scaled(nn.Cell):
     """A network around a pooling, as mixed precision finds it."""
 
@@ -138,18 +102,18 @@ class Scaled(nn.Cell):
         return self.pooling(x)
 
 
-LEVELS = ("O1", "O2", "O3", "auto")
+EVERY_LEVEL = ["dropcov", "fast_mpn", "gcp", "mpn"]
 
 
 @pytest.mark.parametrize("name", list_poolings())
-def test_float32_at_every_mixed_precision_level(
+def test_float32_with_mixed_precision(
     name: str, graph_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_mixed_precision(name, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["dropcov", "fast_mpn", "gcp", "mpn"])
-def test_float32_at_every_mixed_precision_level_in_pynative_mode(
+@pytest.mark.parametrize("name", EVERY_LEVEL)
+def test_float32_with_mixed_precision_in_pynative_mode(
     name: str, pynative_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_mixed_precision(name, tmp_path, monkeypatch)
@@ -164,7 +128,8 @@ def check_mixed_precision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     expected, plain = value_and_gradient(cell, x, g)
     if name in ("gcp", "dropcov"):
         assert np.abs(expected).max() > 65504
-    for level in LEVELS:
+    # O3 and "auto" set the same flags as O2: seen with some poolings.
+    for level in ("O1", "O2", "O3", "auto") if name in EVERY_LEVEL else ("O1", "O2"):
         net = ms.amp.auto_mixed_precision(Scaled(create_pooling(name, 8)), level)
         out, grad = value_and_gradient(net, x, g)
         assert out.dtype == np.float32, level
@@ -175,13 +140,15 @@ def check_mixed_precision(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", list_poolings())
-def test_batch_size_is_open_in_evaluation(name: str, graph_mode: None) -> None:
+def test_batch_size_is_open_and_positions_have_no_order_in_evaluation(name: str, graph_mode: None) -> None:
     cell = create_pooling(name, 8).set_train(False)
     cell.set_inputs(ms.Tensor(shape=[None, 8, 4, 4], dtype=ms.float32))
     x = features((6, 8, 4, 4))
     whole = REFERENCES[name](x)
     for n in (1, 2, 6):
         assert relative_error(cell(ms.Tensor(x[:n])), whole[:n]) < VALUE_TOLERANCE
+    shuffled = np.random.default_rng(3).permutation(x.reshape(6, 8, 16), axis=2).reshape(x.shape)
+    assert relative_error(cell(ms.Tensor(shuffled)), cell(ms.Tensor(x)).asnumpy()) < 1e-5
 
 
 @pytest.mark.parametrize("name", list_poolings())

@@ -25,11 +25,11 @@ float sum(int64_t length, T term, O one) {
   return rest;
 }
 
-// 1 / the squared norm of the signed root, which is the sum of sizes; 0 for a vector that counts as zero.
-float inverse_squared_norm(const float *v, int64_t length) {
+// The squared norm of the signed root is the sum of sizes; infinite for a vector that counts as zero.
+float squared_norm(const float *v, int64_t length) {
   const float total =
       sum(length, [&](int64_t i) { return absolute(load(v + i)); }, [&](int64_t i) { return std::fabs(v[i]); });
-  return total <= kSmallest ? 0 : 1 / total;
+  return total <= kSmallest ? INFINITY : total;
 }
 
 }  // namespace
@@ -42,7 +42,7 @@ KERNEL(signed_root_l2) {
   share(n, n * k, [&](int64_t row, int) {
     const float *v = p[0] + row * k;
     float *out = p[1] + row * k;
-    const float scale = std::sqrt(inverse_squared_norm(v, k));
+    const float scale = 1 / std::sqrt(squared_norm(v, k));
     for (int64_t i = 0; i < k; ++i) {
       const float size = std::fabs(v[i]);
       out[i] = v[i] / std::sqrt(size > kSmallestSquare ? size : kSmallestSquare) * scale;
@@ -59,7 +59,7 @@ KERNEL(signed_root_l2_gradient) {
   share(n, n * k, [&](int64_t row, int) {
     const float *v = p[0] + row * k, *out = p[1] + row * k, *dout = p[2] + row * k;
     float *dv = p[3] + row * k;
-    const float half = 0.5f * inverse_squared_norm(v, k);
+    const float half = 0.5f / squared_norm(v, k);
     const float along =
         sum(k, [&](int64_t i) { return load(out + i) * load(dout + i); }, [&](int64_t i) { return out[i] * dout[i]; });
     for (int64_t i = 0; i < k; ++i) {
