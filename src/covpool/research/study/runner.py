@@ -59,7 +59,8 @@ def state_of(folder: Path, config: Config) -> State:
     if (folder / "config.yaml").is_file():
         held = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         for key, value in config.to_dict().items():
-            if key not in _INCIDENTAL and key in held and held[key] != value:
+            left_open = value is None or value == "auto"  # the run folder says what it became
+            if key not in _INCIDENTAL and key in held and held[key] != value and not left_open:
                 raise UserError(
                     f"{folder} holds a run with {key} = {held[key]}, the study asks for {value}: "
                     "give another --output, or remove that folder"
