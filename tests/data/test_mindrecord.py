@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -297,6 +298,12 @@ def test_impossible_number_of_shards(folder: Path, tmp_path: Path, shards: int) 
 def test_unwritable_folder_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^cannot write [^\n]*nowhere: [^\n]+$"):
         list(pack_image_folder(open_image_folder(folder, "train"), tmp_path / "nowhere"))
+
+
+def test_a_folder_whose_name_is_no_text(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*\\udcff.*: MindSpore needs a path of valid UTF-8"):
+        pack(folder, tmp_path / os.fsdecode(b"\xff"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_command_packs_and_says_what(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

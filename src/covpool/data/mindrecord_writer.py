@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from covpool.data.decoding import decode_image
+from covpool.data.decoding import decode_image, printable
 from covpool.data.image_folder import FolderSource
 from covpool.data.mindrecord import COLUMNS, MAX_SHARDS, PAGE_SIZES, open_mindrecord
 from covpool.errors import UserError
@@ -41,6 +41,10 @@ def pack_image_folder(
     Raises:
         UserError: An image cannot be read or is damaged, or the files cannot be written.
     """
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"cannot write {printable(folder)}: MindSpore needs a path of valid UTF-8") from error
     sizes = np.array([_size(source.path(index)) for index in range(source.num_samples)], np.int64)
     if shards is None:
         shards = -(-int(sizes.sum()) // DEFAULT_SHARD_BYTES)
