@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -84,3 +85,13 @@ def test_every_file_that_the_readme_names_is_there(root: Path) -> None:
 def test_shell_scripts_explain_themselves(root: Path, script: str) -> None:
     done = subprocess.run([root / "scripts" / script, "--help"], capture_output=True, text=True, timeout=20, check=True)
     assert f"Usage: scripts/{script}" in done.stdout
+
+
+def test_the_accuracy_of_the_quick_start_is_what_its_runs_reached(root: Path) -> None:
+    """`covpool study --study config/studies/quickstart.yaml` gave the file; the range leaves a point for rounding."""
+    best = json.loads((root / "docs/measurements/quickstart.json").read_text())["best"]
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    low, high = map(float, re.search(r"reaches (\d+) to (\d+) %", text).groups())
+    assert low <= 100 * min(best["values"]) and 100 * max(best["values"]) <= high and high - low <= 8
+    stated = f"{100 * best['mean']:.1f} ± {100 * best['std']:.1f} %"
+    assert stated in text and stated in (root / "config/quickstart.yaml").read_text(encoding="utf-8")
