@@ -185,13 +185,13 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
 
 
 def build_source(config: Config, split: str, world: World, cache: Path | None = None) -> Source:
-    """The images of ``split`` ('train' or 'val'); every rank calls it.
+    """The images of ``split`` ('train', 'val' or 'test'); every rank calls it.
 
     With ``bad_images: skip`` those that cannot be decoded are left out and named in the log.
 
     Args:
         config: The configuration.
-        split: 'train' or 'val'.
+        split: 'train', 'val' or 'test'.
         world: The ranks, which agree on the images.
         cache: File in which rank 0 keeps which images are bad, for a resumed run.
 
@@ -201,7 +201,12 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
     if not config.data_path:
         raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
     source = open_source(
-        config.dataset, config.data_path, split, config.image_list or None, max_pixels=config.max_pixels
+        config.dataset,
+        config.data_path,
+        split,
+        config.image_list or None,
+        max_pixels=config.max_pixels,
+        val_fraction=config.val_fraction,
     )
     classes = len(source.class_names)
     if config.class_num != "auto" and classes > config.class_num:

@@ -95,7 +95,7 @@ def test_layout_errors_name_the_folder(tmp_path: Path, write_image: Callable) ->
     write_image("train/empty/1.webp")
     with pytest.raises(UserError, match=r"without images: .*empty .*only \.webp"):
         open_source("image_folder", tmp_path, "train")
-    with pytest.raises(UserError, match=r"no folder .*val"):
+    with pytest.raises(UserError, match=r"no folder .*val: .*; without val/, --val_fraction=0\.2 takes that part"):
         open_source("image_folder", tmp_path, "val")
     write_image("val/full/1.png")
     write_image("val/foreign/1.png")
@@ -110,6 +110,59 @@ def test_unknown_names_list_the_allowed_ones(tmp_path: Path) -> None:
         open_source("imagefolder", tmp_path, "train")
     with pytest.raises(UserError, match=r"unknown split 'test'.*train, val"):
         open_source("cifar10", tmp_path, "test")
+
+
+def parts(path: Path, fraction: float, **options: Path) -> dict[str, set[str]]:
+    """Both parts of a folder without val/, as `<class>/<file>`."""
+    found = {}
+    for split in ("train", "val"):
+        source = open_source("image_folder", path, split, val_fraction=fraction, **options)
+        assert source.class_names == ("a", "b", "c")
+        found[split] = {str(source.path(i).relative_to(path / "train")) for i in range(source.num_samples)}
+        labels = ["abc"[label] for label in source.labels]
+        assert labels == [Path(source.describe(i)).parent.name for i in range(source.num_samples)]
+    return found
+
+
+def test_a_folder_without_val_is_split_and_keeps_its_parts_when_images_are_added(tmp_path: Path) -> None:
+    def add(numbers: range) -> set[str]:
+        names = {f"{label}/{number}.png" for label in "abc" for number in numbers}
+        for name in names:
+            (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "train" / name).touch()
+        return names
+
+    first = add(range(200))
+    before = parts(tmp_path, 0.2)
+    assert before["train"] | before["val"] == first and not before["train"] & before["val"]
+    for label in "abc":  # within three standard deviations
+        assert 23 <= sum(name.startswith(f"{label}/") for name in before["val"]) <= 57
+    assert parts(tmp_path, 0.2) == before
+    add(range(200, 300))
+    after = parts(tmp_path, 0.2)
+    assert after["train"] & first == before["train"] and after["val"] & first == before["val"]
+    assert parts(tmp_path, 0.3)["val"] >= after["val"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"train/{name}\n" for name in sorted(first)))
+    assert parts(tmp_path, 0.2, image_list=listed) == before
+    rare = parts(tmp_path, 1e-9)["val"]
+    assert sorted(name[0] for name in rare) == ["a", "b", "c"]  # one of each class at least
+    assert sorted(name[0] for name in parts(tmp_path, 0.999999999)["train"]) == ["a", "b", "c"]
+
+
+def test_what_is_there_is_not_split(tmp_path: Path, write_image: Callable) -> None:
+    for name in ("train/a/1", "train/a/2", "val/a/3", "test/a/4"):
+        write_image(f"{name}.png")
+    for split, names in (("train", ["1.png", "2.png"]), ("val", ["3.png"]), ("test", ["4.png"])):
+        source = open_source("image_folder", tmp_path, split, val_fraction=0.5)
+        assert [Path(source.describe(i)).name for i in range(source.num_samples)] == names
+    (tmp_path / "list.txt").write_text("train/a/1.png\nval/a/3.png\ntest/a/4.png\n")
+    assert open_source("image_folder", tmp_path, "test", tmp_path / "list.txt").num_samples == 1
+    write_image("one/train/a/1.png")
+    with pytest.raises(UserError, match=r"^val_fraction = 0\.5: class 'a' has a single image, which cannot be split$"):
+        open_source("image_folder", tmp_path / "one", "val", val_fraction=0.5)
+    with pytest.raises(UserError, match=r"val_fraction splits an image folder, dataset is 'cifar10'"):
+        open_source("cifar10", tmp_path, "val", val_fraction=0.5)
 
 
 MODES = [(mode, "png") for mode in ("RGB", "L", "LA", "RGBA", "P", "1")]

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, write_image: Callable) -> Path:
         ("train/a/../1.png", "line 1: .* is no path"),
         ("train/../1.png", "line 1: .* is no path"),
         ("/etc/passwd/x", "line 1: .* is no path"),
-        ("test/a/1.png", "line 1: .* is no path"),
+        ("dev/a/1.png", "line 1: .* is no path"),
         ('"train/a', "line 1: .* is no path"),
         ('"train/a/\\u0000"', "line 1: .* is no path"),
         ("# c\n\ntrain/a/1.png\r\ntrain/a/1.png", "line 4: train/a/1.png stands there twice"),

@@ -163,7 +163,8 @@ def _landscape_records(config: Config, path: Path, every: int) -> Records:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no landscape: {error}") from error
         raise UserError(f"{path} was measured with other settings: give another --output, or remove it")
-    images = open_source(config.dataset, config.data_path, "train", config.image_list or None).num_samples
+    listed, held = config.image_list or None, config.val_fraction
+    images = open_source(config.dataset, config.data_path, "train", listed, val_fraction=held).num_samples
     total = config.epoch_size * steps_per_epoch(config.train_images or images, config.batch_size)
     found = []
     for record in tqdm(record_landscape(config, every), total=total, desc=path.stem, unit="step"):

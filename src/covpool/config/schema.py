@@ -18,10 +18,8 @@ from covpool.errors import ConfigError
 
 
 def _key(section: str, default: Any, text: str, **rules: Any) -> Any:
-    metadata = {"help": text, "section": section, **rules}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    value = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
+    return dataclasses.field(**value, metadata={"help": text, "section": section, **rules})
 
 
 _network = functools.partial(_key, "Network")
@@ -75,6 +73,7 @@ class Config:
     image_list: str = _data(
         "", "File that names the images of an image folder to use, from covpool check-data; empty for all.", path=True
     )
+    val_fraction: float = _data(0.0, "Part of train/ to evaluate on where there is no val/.", bounds="0 <= x < 1")
     train_images: Optional[int] = _data(
         None, "Train on this many images, drawn once and whatever the seed; null for all.", bounds="x >= 1"
     )
@@ -167,9 +166,7 @@ class Config:
     lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="0 <= x <= 1e38")
     lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="0 <= x <= 1e38")
     lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="0 <= x <= 1e38")
-    warmup_epochs: int = _schedule(
-        0, "Epochs of linear warm-up from lr_init to lr_max, in every schedule.", bounds="x >= 0"
-    )
+    warmup_epochs: int = _schedule(0, "Epochs of linear warm-up from lr_init to lr_max.", bounds="x >= 0")
     lr_epochs: Optional[tuple[int, ...]] = _schedule(
         None,
         "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "
@@ -195,9 +192,7 @@ class Config:
     pre_trained: str = _checkpoints(
         "", "Checkpoint to start from; another number of classes skips the classifier.", path=True
     )
-    resume_ckpt: str = _checkpoints(
-        "", "Checkpoint to resume from, or auto for the newest one under output_path.", path=True
-    )
+    resume_ckpt: str = _checkpoints("", "Checkpoint to resume from, or auto: the newest in output_path.", path=True)
 
     mode_name: str = _run(
         "GRAPH",
@@ -209,18 +204,19 @@ class Config:
     device_id: int = _run(0, "Device of a run that is not distributed.", bounds="x >= 0")
     run_distribute: bool = _run(False, "Train data-parallel over the ranks that mpirun or msrun started.")
     device_num: int = _run(1, "Number of ranks.", bounds="1 <= x <= 65536")
-    rank_timeout: float = _run(
-        300.0, "Seconds of silence after which a rank counts as lost (mpirun on CPU).", bounds="x > 0"
-    )
+    rank_timeout: float = _run(300.0, "Seconds until a silent rank counts as lost (mpirun on CPU).", bounds="x > 0")
     enable_sink: bool = _run(False, "Let the device fetch the data itself (dataset sink mode).")
     output_path: str = _run("./outputs", "Run folder; everything that is written goes there.", path=True, filled=True)
     progress: str = _run(
         "auto", "Progress: bar, plain lines, or auto for a bar on a terminal.", choices=("auto", "bar", "plain")
     )
+    tensorboard: bool = _run(False, "Write TensorBoard event files too (needs pip install tensorboardX).")
     debug: bool = _run(False, "Show the traceback of an error.")
 
     checkpoint_file_path: str = _export("", "Checkpoint to evaluate or to export.", path=True)
+    split: str = _export("val", "What eval evaluates on: val/, or an image folder's test/.", choices=("val", "test"))
     result_path: str = _export("", "JSON file for the result of an evaluation.", path=True)
+    report_path: str = _export("", "Folder for the confusion matrix and mistakes of an evaluation.", path=True)
     robustness: str = _export(
         "none",
         "Robustness set in data_path to evaluate on instead of val/, see docs/measurements/robustness.md.",

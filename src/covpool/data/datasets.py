@@ -29,6 +29,7 @@ def open_source(
     split: str,
     image_list: Optional[Union[str, Path]] = None,
     max_pixels: int = MAX_PIXELS,
+    val_fraction: float = 0.0,
 ) -> Source:
     """Open one split of a data set.
 
@@ -36,21 +37,26 @@ def open_source(
         dataset: ``image_folder`` (also ``imagenet2012``, ``imagenet``), ``mindrecord``, ``fashion_mnist`` or
             ``cifar10``.
         data_path: Folder of the data set; see docs/data.md for what each expects there.
-        split: ``"train"`` or ``"val"``.
+        split: ``"train"`` or ``"val"``; of an image folder also ``"test"``.
         image_list: For image folders: a file that names the images to use, as ``covpool check-data`` writes it;
             None or empty for all.
         max_pixels: Encoded images of more pixels are not decoded.
+        val_fraction: For image folders without ``val/``: the part of ``train/`` that is ``val`` instead.
 
     Raises:
         UserError: Unknown data set or split, or the folder does not hold what it should.
     """
     check_choice("dataset", dataset, tuple(DATASETS))
-    check_choice("split", split, SPLITS)
+    is_folder = dataset in IMAGE_FOLDERS
+    check_choice("split", split, (*SPLITS, "test") if is_folder else SPLITS)
     folder = Path(data_path)
     if not folder.is_dir():
         raise UserError(f"data_path is not a folder: {folder}")
-    if not image_list:
-        return dataclasses.replace(DATASETS[dataset](folder, split), max_pixels=max_pixels)
-    if dataset not in IMAGE_FOLDERS:
-        raise UserError(f"image_list names files of an image folder, dataset is {dataset!r}", exit_code=2)
-    return dataclasses.replace(open_image_folder(folder, split, Path(image_list)), max_pixels=max_pixels)
+    if is_folder:
+        source: Source = open_image_folder(folder, split, Path(image_list) if image_list else None, val_fraction)
+    elif image_list or val_fraction:
+        key, does = ("image_list", "names files of") if image_list else ("val_fraction", "splits")
+        raise UserError(f"{key} {does} an image folder, dataset is {dataset!r}", exit_code=2)
+    else:
+        source = DATASETS[dataset](folder, split)
+    return dataclasses.replace(source, max_pixels=max_pixels)

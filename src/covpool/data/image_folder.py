@@ -1,4 +1,4 @@
-"""Images in ``data_path/train/<class>/*`` and ``data_path/val/<class>/*``, and lists of those to be used.
+"""Images in ``data_path/<split>/<class>/*`` (splits ``train``, ``val``, ``test``), and lists of those to be used.
 
 A list is a text file with one ``<split>/<class>/<file>`` a line. Paths are below the data set's root, in UTF-8. Empty
 lines and lines that begin with ``#`` are passed over. A path that would not survive as a line (line breaks, blanks at
@@ -72,42 +72,54 @@ class FolderSource(Source):
         return {"files": self.files[chosen]}
 
 
-def open_image_folder(folder: Path, split: str, image_list: Optional[Path] = None) -> FolderSource:
-    """List one split of an image folder. Class indices follow the sorted folder names of ``train/`` for both splits.
+def open_image_folder(
+    folder: Path, split: str, image_list: Optional[Path] = None, val_fraction: float = 0.0
+) -> FolderSource:
+    """List one split of an image folder. Class indices follow the sorted folder names of ``train/`` for every split.
 
     Files are sorted by name within a class. Names that begin with a dot and files that are no images are left out;
     folders below a class folder are not entered; symbolic links are followed. With an ``image_list`` nothing is listed:
     classes and files are those of the list, in the same order.
 
     Args:
-        folder: Holds ``train/`` and, for that split, ``val/``.
-        split: ``"train"`` or ``"val"``.
+        folder: Holds ``train/`` and the folder of that split.
+        split: ``"train"``, ``"val"`` or ``"test"``.
         image_list: A file that names the images to use, see above.
+        val_fraction: Where there is no ``val/``: the part of ``train/`` that is ``val`` instead, see
+            :func:`_held_out`. 0 for none.
 
     Raises:
-        UserError: No such folders, a class without images, a class in ``val/`` that ``train/`` lacks, or a symbolic
-            link that leads nowhere.
+        UserError: No such folders, a class without images, a class that ``train/`` lacks, or a symbolic link that leads
+            nowhere.
     """
+    listed = read_image_list(image_list) if image_list else {}
+    has_val = "val" in listed if image_list else os.path.lexists(folder / "val")
+    is_split = bool(val_fraction) and not has_val and split != "test"
+    place = "train" if is_split else split
     if image_list is None:
         train_classes = class_names(folder / "train")
-        names = train_classes if split == "train" else class_names(folder / split)
-        members = {name: image_names(folder / split / name, may_be_empty=split != "train") for name in names}
+        names = train_classes if place == "train" else class_names(folder / place)
+        members = {name: image_names(folder / place / name, may_be_empty=place != "train") for name in names}
     else:
-        listed = read_image_list(image_list)
-        for needed in {"train", split}:  # the classes are those of train/
+        for needed in {"train", place}:  # the classes are those of train/
             if needed not in listed:
                 raise UserError(f"image_list {image_list} names no image of {needed}/")
-        train_classes, members = list(listed["train"]), listed[split]
+        train_classes, members = list(listed["train"]), listed[place]
+    if is_split:
+        members = {
+            name: [file for file, held in zip(files, _held_out(name, files, val_fraction)) if held == (split == "val")]
+            for name, files in members.items()
+        }
     index_of = {name: index for index, name in enumerate(train_classes)}
     unknown = [name for name in members if name not in index_of]
     if unknown:
         raise UserError(
-            f"{folder / split}: {len(unknown)} class folder(s) that {folder / 'train'} does not have, "
+            f"{folder / place}: {len(unknown)} class folder(s) that {folder / 'train'} does not have, "
             f"first {unknown[0]!r}"
         )
     files = [os.fsencode(f"{name}/{file}") for name, inside in members.items() for file in inside]
     if not files:
-        raise UserError(f"no image in the class folders of {folder / split}")
+        raise UserError(f"no image in the class folders of {folder / place}")
     labels = np.repeat([index_of[name] for name in members], [len(inside) for inside in members.values()])
     return FolderSource(
         name=str(folder),
@@ -116,9 +128,29 @@ def open_image_folder(folder: Path, split: str, image_list: Optional[Path] = Non
         labels=frozen(labels.astype(np.int32)),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        root=folder / split,
+        root=folder / place,
         files=frozen(np.asarray(files, dtype=bytes)),
     )
+
+
+def _held_out(name: str, files: list[str], fraction: float) -> list[bool]:
+    """Which images of a class of ``train/`` are its validation images.
+
+    An image is one by a hash of its path alone: others may come and go, it stays where it is. A class has about this
+    part of its images there, and at least one on each side.
+
+    Raises:
+        UserError: The class has a single image.
+    """
+    if len(files) < 2:
+        raise UserError(f"val_fraction = {fraction:g}: class {name!r} has a single image, which cannot be split")
+    digests = [hashlib.sha256(os.fsencode(f"{name}/{file}")).digest() for file in files]
+    held = [int.from_bytes(digest[:8], "big") < fraction * 2**64 for digest in digests]
+    if not any(held):
+        held[digests.index(min(digests))] = True
+    if all(held):
+        held[digests.index(max(digests))] = False
+    return held
 
 
 def class_names(folder: Path) -> list[str]:
@@ -128,7 +160,10 @@ def class_names(folder: Path) -> list[str]:
         UserError: There are none, or a symbolic link leads nowhere.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}: an image folder holds train/ and val/, each with one folder per class")
+        instead = "; without val/, --val_fraction=0.2 takes that part of train/" if folder.name == "val" else ""
+        raise UserError(
+            f"no folder {folder}: an image folder holds train/ and val/, each with one folder per class{instead}"
+        )
     names = [entry.name for entry in visible(folder) if is_folder(entry)]
     if not names:
         raise UserError(f"no class folders in {folder}")
@@ -240,7 +275,7 @@ def read_image_list(path: Path) -> dict[str, dict[str, list[str]]]:
             split, label, name = _path(line).split("/")
         except ValueError:
             split = label = name = ""
-        if split not in ("train", "val") or {label, name} & {"", ".", ".."}:
+        if split not in ("train", "val", "test") or {label, name} & {"", ".", ".."}:
             raise UserError(
                 f"image_list {path}, line {number}: {printable(line)[:100]!r} is no path train/<class>/<file> or "
                 "val/<class>/<file>"

@@ -46,7 +46,7 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
     config = with_checkpoint(config, checkpoint, world)
     network = build_model(config)
     load_network(network, checkpoint)
-    source = build_source(config.replace(class_num="auto"), "val", world)  # the checkpoint's number is compared here
+    source = build_source(config.replace(class_num="auto"), config.split, world)  # compared below
     difference = other_classes(checkpoint, source.class_names)
     if not difference and len(source.class_names) > config.num_classes:
         difference = f"it has {config.num_classes} outputs, the data has {len(source.class_names)} classes"

@@ -130,7 +130,9 @@ def transformed(source: Source, transform: ImageTransform, batch_size: int) -> I
 
 def _source(config: Config) -> Source:
     if config.data_path and Path(config.data_path).is_dir():
-        source = open_source(config.dataset, config.data_path, "val", max_pixels=config.max_pixels)
+        source = open_source(
+            config.dataset, config.data_path, "val", max_pixels=config.max_pixels, val_fraction=config.val_fraction
+        )
     elif config.dataset not in ("image_folder", "imagenet2012", "mindrecord") and not (config.mean and config.std):
         raise UserError("nothing says how images are normalised: give --mean=[...] and --std=[...], or --data_path", 2)
     elif SAMPLE.is_dir():
