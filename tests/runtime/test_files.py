@@ -199,3 +199,17 @@ def test_no_reader_waits_at_a_fifo(reader: str, tmp_path: Path) -> None:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a device", "link to an open file"])
+def test_nothing_is_renamed_over_what_is_no_file(tmp_path, kind):
+    path = tmp_path / "result.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:  # as /dev/null and /dev/stdout are: root could replace them for everybody
+        path.symlink_to("/dev/null" if "device" in kind else "/proc/self/cmdline")
+    before = path.lstat()
+    with pytest.raises(OSError, match="not a regular file"):
+        write_json(path, {})
+    assert os.path.samestat(path.lstat(), before)
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]

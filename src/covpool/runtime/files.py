@@ -39,10 +39,13 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[P
         durable: Whether to wait until it is on the disk, for milliseconds; else it may be empty after a power failure.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written, or a device, FIFO or socket is there.
         UserError: Path or content have bytes that are no UTF-8, which the writer does not take.
     """
     target = Path(path)
+    opened = target.is_symlink() and str(target.readlink()).startswith("/proc/")  # /dev/stdout
+    if opened or (target.exists() and not target.is_file() and not target.is_dir()):  # root could replace /dev/null
+        raise OSError(errno.EINVAL, "not a regular file", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _workspace(target) as folder:
