@@ -19,7 +19,18 @@ _VALUES = (
     *("a\nb", "4294967296", "99999999999999999999999", "-9223372036854775809", "0x10", "1_000", "'", '"', "--", "%s"),
     *("!!python/object/apply:os.system [touch pwned]", "!!python/name:os.system", "*a", "&a b", "<<", "~", "@"),
     *("`touch pwned`", "$(touch pwned)", "; touch pwned", "x" * 5000, "0.1.2", "１２", "٣", "\x1b[31m", "\u202e"),  # noqa: RUF001
-    *("/dev/null", "/proc/self/mem", "/dev/full", "no/such/file", "auto", "[" * 3000, "1:30", "0o17", "12e03", "-0"),
+    *(
+        "/proc/self/fd/0",
+        "/proc/self/mem",
+        "/proc/1/x",
+        "no/such/file",
+        "auto",
+        "[" * 3000,
+        "1:30",
+        "0o17",
+        "12e03",
+        "-0",
+    ),
 )
 _PLAUSIBLE = {
     "pooling": ("gap", "gcp", "fast_mpn", "mpn", "sigme", "apn", "dropcov"),

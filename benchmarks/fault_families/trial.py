@@ -230,6 +230,8 @@ class Trial:
             self.check(not other, "left", f"written outside: {other[:5]}")
         if code == 2 or (code == 1 and not spoils):
             self.check(not new and not changed, "lost", f"refused, but made {new[:5]}, changed {changed[:5]}")
+        kinds = ("p", "s", "c", "b")  # FIFO, socket, devices: replaced in /dev they would be gone for everybody
+        self.check(not [n for n in changed if before[n] in kinds], "lost", f"no file any more: {changed[:5]}")
         kept = set(after.values())
         lost = [n for n in changed if before[n].startswith(WHOLE) and before[n] not in kept]
         self.check(not lost, "lost", f"checkpoints {lost}")
