@@ -60,14 +60,14 @@ def test_links_lead_somewhere(root: Path, document: str) -> None:
         assert linked.exists(), f"{document} points to {target}"
         if anchor:
             assert anchor in headings(linked.read_text(encoding="utf-8")), f"{document} points to {target}#{anchor}"
-    for named in re.findall(r"docs/[\w/]+\.md", text):
+    for named in re.findall(r"docs/[\w/-]+\.md", text):
         assert (root / named).is_file(), f"{document} names {named}"
 
 
 def test_documents_that_the_code_names_are_there(root: Path) -> None:
     for folder in ("src", "tests", "benchmarks", "scripts", "config"):
         for path in (p for p in (root / folder).rglob("*") if p.suffix in (".py", ".yaml", ".sh", ".cpp", ".h")):
-            for named in re.findall(r"docs/[\w/]+\.md", path.read_text(encoding="utf-8")):
+            for named in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")):
                 assert named.startswith("docs/benchmarks") or (root / named).is_file(), f"{path} names {named}"
 
 

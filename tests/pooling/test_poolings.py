@@ -153,13 +153,13 @@ def test_batch_size_is_open_and_positions_have_no_order_in_evaluation(name: str,
 
 @pytest.mark.parametrize("name", list_poolings())
 def test_docstring_and_document_tell_the_facts(name: str, root: Path) -> None:
-    """The class: formula, source, arguments. docs/pooling.md: a row with every argument and its default."""
+    """The class: formula, source, arguments. docs/poolings.md: a row with every argument and its default."""
     info = pooling_info(name)
     doc = info.cell.__doc__ or ""
     assert info.is_covariance == (name != "gap")
     assert name == "gap" or "Source:" in doc
     assert all(f"{argument}:" in doc for argument in info.arguments)
-    rows = [line.split("|") for line in (root / "docs" / "pooling.md").read_text().splitlines()]
+    rows = [line.split("|") for line in (root / "docs" / "poolings.md").read_text().splitlines()]
     _, _, output, arguments, flops, published, source, _ = next(row for row in rows if row[1:2] == [f" `{name}` "])
     call = ast.parse(f"f({', '.join(re.findall('`(.*?)`', arguments))})", mode="eval").body
     assert isinstance(call, ast.Call)

@@ -157,7 +157,7 @@ class APN(SpectralPooling):
         tau: Weight of the entropy, above 0.
         floor: The paper's c, above 0.
         alpha_min: Lower end of the interval, in (0, 1).
-        objective: "maximum", or "minimum" as the paper prints it (see docs/pooling.md).
+        objective: "maximum", or "minimum" as the paper prints it (see docs/poolings.md).
         solver: See `SpectralPooling`.
     """
 
