@@ -14,11 +14,12 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "create_model": "covpool.models",
+    "freeze": "covpool.models",
     "list_models": "covpool.models",
     "create_pooling": "covpool.pooling",
     "list_poolings": "covpool.pooling",
 }
-__all__ = ["__version__", "create_model", "create_pooling", "list_models", "list_poolings"]
+__all__ = ["__version__", "create_model", "create_pooling", "freeze", "list_models", "list_poolings"]
 
 
 def __getattr__(name: str) -> Any:

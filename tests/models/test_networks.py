@@ -116,7 +116,7 @@ def test_unknown_names_tell_the_nearest(args, message):
     [
         ({"depth": 3}, TypeError, "does not take depth"),
         ({"stem": "tiny"}, ValueError, "stem must be"),
-        ({"num_classes": 0}, ValueError, "num_classes"),
+        ({"num_classes": -1}, ValueError, "num_classes"),
         ({"reduction_dim": 0}, ValueError, "reduction_dim"),
         ({"base_width": 0}, ValueError, "base_width"),
         ({"pooling_args": {"power": 3}}, ValueError, "power"),

@@ -14,6 +14,7 @@ import pytest
 from mindspore import nn
 
 from covpool.checkpoints.format import load_network, load_optimizer, read_checkpoint, save_checkpoint
+from covpool.checkpoints.pretrained import start_from
 from covpool.checkpoints.state import NonFiniteState, Position, TrainingState
 from covpool.checkpoints.store import CheckpointStore
 from covpool.errors import UserError
@@ -93,13 +94,13 @@ def test_fine_tuning_leaves_out_a_classifier_of_other_classes(tmp_path: Path) ->
     checkpoint = read_checkpoint(tmp_path / "a.ckpt")
     target = network(num_classes=7)
     fresh = target.fc.weight.asnumpy().copy()
-    assert not load_network(target, checkpoint, {"class_num": 7}, fine_tune=True)
+    assert start_from(target, checkpoint, {"class_num": 7}) == ["fc.weight", "fc.bias"]
     assert (target.fc.weight.asnumpy() == fresh).all()
     assert (target.conv1.weight.asnumpy() == source.conv1.weight.asnumpy()).all()
-    assert load_network(network(), checkpoint, {"class_num": 3}, fine_tune=True)
+    assert start_from(network(), checkpoint, {"class_num": 3}) == []
     named = replace(checkpoint, about={**checkpoint.about, "class_names": ["a", "b", "c"]})
     for names, loaded in ((["a", "b", "c"], True), (["a", "b", "d"], False), (["b", "a", "c"], False)):
-        assert load_network(network(), named, fine_tune=True, class_names=names) == loaded
+        assert (start_from(network(), named, class_names=names) == []) == loaded
     with pytest.raises(UserError, match="class_num is 3 in the checkpoint and 7"):
         load_network(target, checkpoint, {"class_num": 7})
 

@@ -11,6 +11,7 @@ from covpool.checkpoints.conversion import (
 from covpool.checkpoints.entries import read_entries
 from covpool.checkpoints.loading import load_into
 from covpool.checkpoints.names import convert_state_dict, to_pytorch
+from covpool.checkpoints.pretrained import read_weights, start_from
 from covpool.checkpoints.readers import read_state_dict
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "read_entries",
     "read_parameters",
     "read_state_dict",
+    "read_weights",
+    "start_from",
     "to_pytorch",
     "write_ckpt",
     "write_safetensors",

@@ -12,9 +12,10 @@ import numpy as np
 from mindspore import nn
 
 from covpool.checkpoints.description import described
-from covpool.checkpoints.format import Checkpoint, read_checkpoint
+from covpool.checkpoints.format import read_checkpoint
 from covpool.checkpoints.loading import load_into
 from covpool.checkpoints.names import COUNTER, convert_state_dict, to_pytorch
+from covpool.checkpoints.pretrained import read_weights, start_from
 from covpool.checkpoints.readers import needs, read_state_dict
 from covpool.errors import UserError
 from covpool.runtime.files import whole_file
@@ -75,13 +76,7 @@ def read_parameters(path: Path) -> dict[str, ms.Parameter]:
     Raises:
         UserError: See `read_ckpt`, `read_state_dict` and `convert_state_dict`.
     """
-    return _read(path).network
-
-
-def _read(path: Path) -> Checkpoint:
-    if path.suffix == ".ckpt":
-        return read_checkpoint(path)
-    return Checkpoint(path, convert_state_dict(read_state_dict(path)))
+    return read_weights(path).network
 
 
 @dataclass(frozen=True)
@@ -123,13 +118,15 @@ def convert_file(
     Raises:
         UserError: The source cannot be read or does not fit, or the new file cannot be written.
     """
-    checkpoint = _read(source)
+    checkpoint = read_weights(source)
     parameters = checkpoint.network
     fresh: list[str] = []
     result = parameters
     if network is not None:
-        kept = load_into(network, parameters, skip_classifier, backbone_only, checkpoint.about)
-        fresh = kept if backbone_only else []
+        if backbone_only:
+            kept = fresh = start_from(network, checkpoint, backbone_only=True)
+        else:
+            kept = load_into(network, parameters, skip_classifier, about=checkpoint.about)
         left_out = set(kept) - set(fresh)
         result = {name: p for name, p in network.parameters_and_names() if name not in left_out}
     facts = {key: value for key, value in checkpoint.about.items() if key == "conventions"}

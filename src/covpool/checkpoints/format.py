@@ -111,48 +111,38 @@ def other_classes(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
     return "it was trained on the same classes in another order"
 
 
-def load_network(
-    network: nn.Cell,
-    checkpoint: Checkpoint,
-    architecture: Mapping[str, Any] | None = None,
-    fine_tune: bool = False,
-    class_names: Sequence[str] = (),
-) -> bool:
+def load_network(network: nn.Cell, checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None) -> None:
     """Load a checkpoint into a network, strictly.
 
     Args:
         network: The network that receives the parameters.
         checkpoint: What :func:`read_checkpoint` gave.
         architecture: What the configuration says of the network; contradictions are named by key.
-        fine_tune: Leave the classifier as it is when the number of classes, or one of their names, differs.
-        class_names: The classes to fine-tune on; empty where they are not known.
-
-    Returns:
-        Whether the classifier was loaded.
 
     Raises:
         UserError: One line with everything that differs.
     """
+    refuse_contradictions(checkpoint, architecture or {})
+    try:
+        load_into(network, checkpoint.network, about=checkpoint.about)
+    except UserError as error:
+        raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
+
+
+def refuse_contradictions(checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> None:
+    """See that a checkpoint says nothing else of its network than the configuration.
+
+    Raises:
+        UserError: One line with every key that differs.
+    """
     saved = checkpoint.about.get("architecture", {})
-    ignored = {"class_num", "pooling_args"} if fine_tune else set()
     differing = [
         f"{key} is {saved[key]!r} in the checkpoint and {value!r} in the configuration"
-        for key, value in (architecture or {}).items()
-        if key in saved and saved[key] != value and key not in ignored
+        for key, value in architecture.items()
+        if key in saved and saved[key] != value
     ]
     if differing:
         raise UserError(f"{checkpoint.path} does not fit the configuration: {'; '.join(differing)}")
-    classifier = checkpoint.network.get("fc.weight")
-    skip = fine_tune and (
-        classifier is None
-        or classifier.shape != network.fc.weight.shape
-        or bool(class_names and other_classes(checkpoint, class_names))
-    )
-    try:
-        load_into(network, checkpoint.network, skip_classifier=skip, about=checkpoint.about)
-    except UserError as error:
-        raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
-    return not skip
 
 
 def load_optimizer(optimizer: nn.Optimizer, network: nn.Cell, checkpoint: Checkpoint) -> None:

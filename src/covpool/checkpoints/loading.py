@@ -17,6 +17,7 @@ HEAD = ("layer_reduce.", "layer_reduce_bn.", "pooling.", "fc.")
 # Where a checkpoint says by which conventions its network computes: a fact beside the parameters.
 _CONVENTIONS = "conventions"
 _USUAL = "torchvision"
+_PLAIN = "none (global average pooling)"
 
 Trait = Union[str, int]
 Shapes = Mapping[str, tuple]
@@ -159,7 +160,12 @@ def _reduction(shapes: Shapes) -> Trait:
     last = [shape[0] for name, shape in shapes.items() if _LAST.match(name) and len(shape) == 4]
     if last and "fc.weight" in shapes and shapes["fc.weight"][-1] == last[-1] * (last[-1] + 1) // 2:
         return f"none (covariance of all {last[-1]} channels)"
-    return "none (global average pooling)"
+    return _PLAIN
+
+
+def is_plain(shapes: Shapes) -> bool:
+    """Whether these are the parameters of a network with global average pooling, as far as they tell."""
+    return _reduction(shapes) == _PLAIN
 
 
 def _pooling(names: list[str]) -> str:

@@ -1,6 +1,9 @@
 """Networks for image classification with any pooling."""
 
 from covpool.models import resnet  # noqa: F401 - registers its networks
+from covpool.models.classifier import ImageClassifier
+from covpool.models.features import FeatureInfo, Stage
+from covpool.models.freezing import freeze
 from covpool.models.registry import create_model, list_models, register_model
 
-__all__ = ["create_model", "list_models", "register_model"]
+__all__ = ["FeatureInfo", "ImageClassifier", "Stage", "create_model", "freeze", "list_models", "register_model"]

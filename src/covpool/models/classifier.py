@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Sequence
 
 import mindspore as ms
 from mindspore import nn
 from mindspore.common.initializer import HeNormal, HeUniform, Uniform
 
+from covpool.models.features import FeatureInfo
 from covpool.pooling import create_pooling, pooling_info
+
+_HEAD = ("layer_reduce", "layer_reduce_bn", "layer_reduce_relu", "pooling", "fc")
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -44,12 +47,20 @@ class ImageClassifier(nn.Cell, ABC):
 
     Attributes:
         num_features: Channels of ``forward_features``, which are what enters the pooling.
-        num_classes: Outputs of the classifier.
+        num_classes: Outputs of the classifier; 0 without one.
+        stages: Names of the stages of the backbone, in the order of computation; empty where it has none.
+        backbone_prefix: What the parameters of the backbone begin with, where their own code has no prefix.
+        out_indices: Stages that are the output, see :meth:`keep_features`; None gives logits.
+        feature_info: What these stages are.
         conventions: What the network's parameters do not tell, see :meth:`set_conventions`.
     """
 
     num_features: int
     num_classes: int
+    stages: tuple[str, ...] = ()
+    backbone_prefix: str = ""
+    out_indices: tuple[int, ...] | None = None
+    feature_info: FeatureInfo
     conventions: str = "torchvision"
 
     def set_conventions(self, name: str) -> None:
@@ -65,8 +76,6 @@ class ImageClassifier(nn.Cell, ABC):
         self, channels: int, pooling: str, reduction_dim: int, num_classes: int, pooling_args: dict[str, Any] | None
     ) -> None:
         """Add reduction (for covariance heads), pooling and classifier after ``channels`` feature maps."""
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.has_reduction = pooling_info(pooling).is_covariance
         if self.has_reduction:
             if reduction_dim < 1:
@@ -76,16 +85,66 @@ class ImageClassifier(nn.Cell, ABC):
             self.layer_reduce_relu = nn.ReLU()
             channels = reduction_dim
         self.num_features = channels
-        self.num_classes = num_classes
         self.pooling = create_pooling(pooling, channels=channels, **(pooling_args or {}))
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier, drawn from MindSpore's global seed, in the place of the present one.
+
+        Make the optimiser afterwards: one that was made before trains the old classifier.
+
+        Args:
+            num_classes: Outputs; 0 for none: the network then gives the pooled vector.
+
+        Raises:
+            ValueError: A negative number.
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 1, or 0 for no classifier, not {num_classes}")
+        self.num_classes = num_classes
         width = self.pooling.out_features
         # PyTorch's default for dense layers: both uniform within 1 / sqrt(fan_in).
-        self.fc = nn.Dense(
-            width,
-            num_classes,
-            weight_init=HeUniform(negative_slope=math.sqrt(5)),
-            bias_init=Uniform(1 / math.sqrt(width)),
+        self.fc = (
+            nn.Dense(
+                width,
+                num_classes,
+                weight_init=HeUniform(negative_slope=math.sqrt(5)),
+                bias_init=Uniform(1 / math.sqrt(width)),
+            )
+            if num_classes
+            else nn.Identity()
         )
+        self.compile_cache.clear()
+
+    def keep_features(self, out_indices: Sequence[int] | None = None) -> None:
+        """Make the maps of stages the output; what comes after the last of them is removed.
+
+        Args:
+            out_indices: Indices into ``stages``, rising; all by default.
+
+        Raises:
+            ValueError: Other indices, or a network without stages.
+        """
+        if not self.stages:
+            raise ValueError("this network has no stages: features_only needs a ResNet of covpool.list_models()")
+        indices = tuple(range(len(self.stages)) if out_indices is None else out_indices)
+        if not indices or list(indices) != sorted(set(indices) & set(range(len(self.stages)))):
+            raise ValueError(f"out_indices must rise within 0 to {len(self.stages) - 1}, not {list(indices)}")
+        info = self.stage_info()
+        self.out_indices = indices
+        self.feature_info = FeatureInfo(info[index] for index in indices)
+        for name in (*self.stages[indices[-1] + 1 :], *_HEAD):
+            if name in self.name_cells():
+                delattr(self, name)
+        self.compile_cache.clear()
+
+    def stage_info(self) -> FeatureInfo:
+        """Name, channels and reduction of every stage."""
+        raise NotImplementedError
+
+    def forward_stages(self, x: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """Images (N, in_channels, H, W) to the maps of the stages that are there."""
+        raise NotImplementedError
 
     # Type checkers find a subclass without it; Python does not, since C++ allocates a Cell.
     @abstractmethod
@@ -102,11 +161,14 @@ class ImageClassifier(nn.Cell, ABC):
     def forward_head(self, x: ms.Tensor, pre_logits: bool = False) -> ms.Tensor:
         """Feature maps (N, num_features, H', W') to logits (N, num_classes).
 
-        With ``pre_logits`` to the pooled vector, (N, pooling.out_features), which enters the classifier.
+        With ``pre_logits``, or without a classifier, to the pooled vector, (N, pooling.out_features).
         """
         x = self.pooling(x)
         return x if pre_logits else self.fc(x)
 
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+    def construct(self, x: ms.Tensor) -> ms.Tensor | tuple[ms.Tensor, ...]:
+        """Images (N, in_channels, H, W) to logits (N, num_classes), or to a tuple of the stages' maps."""
+        if self.out_indices is not None:
+            maps = self.forward_stages(x)
+            return tuple([maps[index] for index in self.out_indices])
         return self.forward_head(self.forward_features(x))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Sequence
 
 from mindspore import nn
 
+from covpool.checkpoints.pretrained import read_weights, start_from
+from covpool.models.mindcv_network import MINDCV, mindcv_builder
 from covpool.registry import Registry
 
 _MODELS: Registry[Callable[..., nn.Cell]] = Registry("model")
@@ -17,9 +21,12 @@ def register_model(name: str, builder: Callable[..., nn.Cell]) -> None:
     _MODELS.add(name, builder)
 
 
-def list_models() -> list[str]:
-    """Names that :func:`create_model` knows, sorted."""
-    return _MODELS.names()
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that :func:`create_model` knows, sorted; `pattern` as in file names: ``list_models("resnet1*")``.
+
+    Those of MindCV are not among them: ``mindcv.list_models()`` has them, and "mindcv/" goes before the name.
+    """
+    return fnmatch.filter(_MODELS.names(), pattern)
 
 
 def create_model(
@@ -28,16 +35,26 @@ def create_model(
     reduction_dim: int = 128,
     num_classes: int = 1000,
     pooling_args: dict[str, Any] | None = None,
+    pretrained: str | Path | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
     **model_args: Any,
 ) -> nn.Cell:
-    """Make a network with freshly initialised weights (drawn from MindSpore's global seed).
+    """Make a network, with freshly initialised weights (drawn from MindSpore's global seed) or with those of a file.
 
     Args:
-        name: One of :func:`list_models`.
+        name: One of :func:`list_models`, or "mindcv/" and a name of MindCV (an optional package).
         pooling: One of ``covpool.pooling.list_poolings()``.
         reduction_dim: Channels after the reduction that precedes a covariance head; unused with 'gap'.
-        num_classes: Outputs of the classifier.
+        num_classes: Outputs of the classifier; 0 for none: the network then gives the pooled vector.
         pooling_args: Arguments of the pooling, as ``create_pooling`` takes them.
+        pretrained: A file of weights that ``covpool.checkpoints`` reads: a checkpoint of this project or of the
+            released code of PyTorch, Paddle or MindSpore, a ResNet of torchvision. A classifier of other classes is
+            left out, and a covariance network takes the backbone alone from a plain one. One line of the log says what
+            was taken, see ``covpool.checkpoints.start_from``.
+        features_only: Give a tuple of the maps of stages, without reduction, pooling and classifier. The attribute
+            ``feature_info`` tells their names, channels and reductions.
+        out_indices: With ``features_only``, which stages: 0 for the stem, 1 to 4; all by default.
         **model_args: What the network takes besides: ``in_channels``, ``stem``, ``base_width`` for ResNets.
 
     Returns:
@@ -47,16 +64,26 @@ def create_model(
         UnknownNameError: No such model or pooling; the message lists the nearest names.
         TypeError: An argument that the network does not take.
         ValueError: An argument out of range.
+        UserError: The file cannot be read, or does not fit the network; MindCV is missing.
     """
-    builder = _MODELS.get(name)
+    if isinstance(pretrained, bool):
+        raise TypeError("pretrained must be a file of weights: none are shipped with this package")
+    if out_indices is not None and not features_only:
+        raise ValueError("out_indices needs features_only=True")
+    builder = mindcv_builder(name) if str(name).startswith(MINDCV) else _MODELS.get(name)
     known = inspect.signature(builder).parameters
     unknown = sorted(set(model_args) - set(known))
     if unknown:
         raise TypeError(f"model {name!r} does not take {', '.join(unknown)}; it takes {', '.join(known)}")
-    return builder(
+    network = builder(
         pooling=pooling,
         reduction_dim=reduction_dim,
         num_classes=num_classes,
         pooling_args=pooling_args,
         **model_args,
     )
+    if pretrained is not None:
+        start_from(network, read_weights(Path(pretrained)))
+    if features_only:
+        network.keep_features(out_indices)
+    return network

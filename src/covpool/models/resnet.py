@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from covpool.models.classifier import ImageClassifier, batch_norm, convolution
+from covpool.models.features import FeatureInfo, Stage
 from covpool.models.registry import register_model
 from covpool.pooling import pooling_info
 
@@ -111,13 +113,15 @@ class ResNet(ImageClassifier):
         layers: Number of blocks of each stage.
         pooling: A name of ``list_poolings()``.
         reduction_dim: Channels that enter a covariance head.
-        num_classes: Outputs of the classifier.
+        num_classes: Outputs of the classifier; 0 for none.
         pooling_args: Arguments of the pooling.
         in_channels: Channels of the images.
         stem: 'imagenet' (7x7 stride 2, then 3x3 max-pool stride 2) or 'small' (3x3 stride 1) for 28-64 pixel images.
         base_width: Channels of stage 1; the later stages have 2, 4 and 8 times as many.
         conventions: See :meth:`set_conventions`.
     """
+
+    stages = ("stem", "layer1", "layer2", "layer3", "layer4")
 
     def __init__(
         self,
@@ -154,6 +158,7 @@ class ResNet(ImageClassifier):
             setattr(self, f"layer{stage + 1}", nn.SequentialCell(cells))
         self.build_head(channels, pooling, reduction_dim, num_classes, pooling_args)
         self.bottlenecks = block is Bottleneck
+        self.expansion, self.last_stride = block.expansion, last_stride
         self.set_conventions(conventions)
 
     def set_conventions(self, name: str) -> None:
@@ -185,6 +190,15 @@ class ResNet(ImageClassifier):
         for _, cell in self.cells_and_names():
             cell.compile_cache.clear()
 
+    def stage_info(self) -> FeatureInfo:
+        """Name, channels and reduction of stem and stages."""
+        widths = (self.conv1.out_channels, *(self.conv1.out_channels * self.expansion * 2**i for i in range(4)))
+        strides = (1, 1, 2, 2, self.last_stride) if self.small_stem else (2, 2, 2, 2, self.last_stride)
+        return FeatureInfo(
+            Stage(name, width, math.prod(strides[: index + 1]))
+            for index, (name, width) in enumerate(zip(self.stages, widths))
+        )
+
     def forward_stem(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to the input of stage 1, (N, base_width, H', W')."""
         x = self.bn1(self.conv1(x))
@@ -196,6 +210,18 @@ class ResNet(ImageClassifier):
         """Images (N, in_channels, H, W) to (N, 8 * base_width * expansion, H', W')."""
         x = self.forward_stem(x)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward_stages(self, x: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """Images (N, in_channels, H, W) to the maps of the stages that are there; that of the stem is not pooled."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        maps: tuple[ms.Tensor, ...] = (x,)
+        if not self.small_stem:
+            x = self.maxpool(x.expand_dims(2)).squeeze(2)
+        last = len(self.stages) if self.out_indices is None else self.out_indices[-1] + 1
+        for name in self.stages[1:last]:
+            x = getattr(self, name)(x)
+            maps += (x,)
+        return maps
 
 
 _VARIANTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {

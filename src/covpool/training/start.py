@@ -11,7 +11,8 @@ from pathlib import Path
 import mindspore as ms
 
 from covpool.build import architecture, build_model, build_source, description, resolve_class_num, with_transform
-from covpool.checkpoints.format import Checkpoint, load_network, other_classes, read_checkpoint
+from covpool.checkpoints.format import Checkpoint
+from covpool.checkpoints.pretrained import read_weights, start_from
 from covpool.checkpoints.state import Position, TrainingState, place
 from covpool.checkpoints.store import CheckpointStore
 from covpool.config import Config
@@ -92,23 +93,13 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
 
 
 def _fine_tune(config: Config, state: TrainingState) -> Config:
-    """Load the weights of ``pre_trained``, and say what becomes of its classifier.
+    """Start from the weights of ``pre_trained``.
 
     Returns:
         The configuration, with the mean and standard deviation that these weights know where it gives none.
     """
-    checkpoint, names = read_checkpoint(config.pre_trained), state.about["class_names"]
-    loaded = load_network(state.network, checkpoint, architecture(config), fine_tune=True, class_names=names)
-    if not loaded:
-        reason = other_classes(checkpoint, names) or "it has another number of classes, or none"
-        logger.info("started from %s without its classifier: it has other classes (%s)", checkpoint.path, reason)
-    elif checkpoint.about.get("class_names"):
-        logger.info("started from %s, its classifier included: it has the same classes", checkpoint.path)
-    else:
-        logger.info(
-            "started from %s, its classifier included: it has as many outputs, and does not name its classes",
-            checkpoint.path,
-        )
+    checkpoint = read_weights(Path(config.pre_trained))
+    start_from(state.network, checkpoint, architecture(config), state.about["class_names"])
     return with_transform(config, checkpoint, state.world, keys=("mean", "std"))
 
 
