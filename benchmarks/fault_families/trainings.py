@@ -174,14 +174,18 @@ def signals(trial: Trial) -> None:
     sent = [rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGKILL))]
     if sent[0] != signal.SIGKILL and rng.random() < 0.3:
         sent.append(rng.choice((sent[0], signal.SIGTERM, signal.SIGKILL)))
-    pause = rng.uniform(0, 9)
-    trial.fault = f"{' and '.join(s.name for s in sent)} after {pause:.1f} s of a training"
+    pause, records = (rng.uniform(0, 4), 0) if rng.random() < 0.3 else (rng.uniform(0, 0.2), rng.randrange(1, 115))
+    trial.fault = f"{' and '.join(s.name for s in sent)} {pause:.2f} s after {records} records of a training"
     words = ("train", config(trial.material), "--epoch_size=20", "--save_checkpoint_steps=2", "--output_path=run")
     command = trial.spawn(words)
+    log = trial.work / "run" / "metrics.jsonl"
+    while command.poll() is None and records > (log.read_bytes().count(b"\n") if log.is_file() else 0):
+        time.sleep(0.01)
     _send(command.pid, sent, pause, rng.uniform(0, 0.5))
     command.wait(120)
     codes = {0, *(128 + number for number in sent)}
-    if len(sent) > 1 or signal.SIGKILL in sent or pause < 1:  # before a second the command does not listen yet
+    unready = not records and pause < 1  # the command does not listen yet
+    if len(sent) > 1 or signal.SIGKILL in sent or unready:
         codes |= {-number for number in sent}
     trial.judge(command, codes=sorted(codes), spoils=True)
     again = trial.run(*words, "--resume_ckpt=auto", codes=(0,), spoils=True)
