@@ -1,4 +1,4 @@
-"""The Python programs of docs/export.md run as they stand there."""
+"""The Python programs of docs/deploy.md run as they stand there."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def names(images, tmp_path, monkeypatch, pynative_mode) -> dict[str, Any]:
 
 
 def test_programs_of_the_documentation(names, root):
-    text = (root / "docs" / "export.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "deploy.md").read_text(encoding="utf-8")
     programs = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(programs) == 3
     for program in programs:
         scope = dict(names)
-        exec(compile(program, "docs/export.md", "exec"), scope)  # noqa: S102 - programs of this repository
+        exec(compile(program, "docs/deploy.md", "exec"), scope)  # noqa: S102 - programs of this repository
         assert scope["logits"].shape == (len(scope["images"]) if "exported" in scope else 8, 4)
     assert {p.name for p in Path().iterdir()} == {"net.mindir", "net.onnx"}
