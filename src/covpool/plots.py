@@ -1,10 +1,13 @@
-"""Plots that are legible without colour; the picture of a run: loss, accuracy and rate over its epochs."""
+"""Plots that are legible without colour; the pictures of a run: its curves, what it confuses, its worst mistakes."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from covpool.runtime.files import whole_file
 
@@ -32,7 +35,8 @@ def new_figure(width: float, height: float) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write a PNG file, whole or not at all."""
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks shows as boxes
         figure.savefig(temporary, dpi=110)
 
 
@@ -65,3 +69,64 @@ def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, path)
+
+
+def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix: shades are parts of the true class, numbers count images, where there is room.
+
+    Args:
+        counts: Images by true class (row) and predicted class (column), (K, K).
+        names: Of the K classes.
+        path: PNG file.
+    """
+    from matplotlib.colors import PowerNorm
+
+    classes = len(counts)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(2.5 + 0.42 * classes, 13)
+    figure = new_figure(side + 1, side)
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 1))  # a mistake of 2 % is seen, too
+    figure.colorbar(drawn, ax=axes, label="part of the true class", shrink=0.7)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if classes <= 100:
+        font = {"fontsize": 9 if classes <= 30 else 5, "parse_math": False}
+        short = [_short(name) for name in names]
+        axes.set_xticks(range(classes), short, rotation=45 if classes <= 30 else 90, ha="right", va="top", **font)
+        axes.set_yticks(range(classes), short, **font)
+    if classes <= 30:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                shade = "white" if shares[row, column] > 0.3 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=shade)
+    save(figure, path)
+
+
+def plot_mistakes(mistakes: Sequence[tuple[np.ndarray, str]], path: Path) -> None:
+    """Draw images with a text below each, five in a row; without any, a line that says so.
+
+    Args:
+        mistakes: Images, uint8 (H, W, 1 or 3), and texts.
+        path: PNG file.
+    """
+    columns, rows = min(max(len(mistakes), 2), 5), max(-(-len(mistakes) // 5), 1)
+    figure = new_figure(2.4 * columns, 3 * rows)
+    axes = figure.subplots()
+    for number, (image, text) in enumerate(mistakes):
+        row, column = 1.25 * (number // 5), number % 5  # in widths of a picture
+        height, width = image.shape[:2]
+        half = 0.45 * np.array([width, height]) / max(width, height)
+        left, right = column - half[0], column + half[0]
+        shown = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+        axes.imshow(shown, extent=(left, right, row + half[1], row - half[1]), interpolation="nearest")
+        lines = "\n".join(_short(line, 26) for line in text.split("\n"))
+        axes.text(column, row + 0.48, lines, ha="center", va="top", fontsize=9, parse_math=False)
+    if not mistakes:
+        axes.text(0.5, 0, "no mistakes", ha="center", va="center", fontsize=14)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(1.25 * rows - 0.5, -0.5))
+    axes.set_axis_off()
+    save(figure, path)
+
+
+def _short(name: str, length: int = 22) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}\u2026"

@@ -10,6 +10,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
+from PIL import Image
 
 from covpool.build import architecture, build_model, build_source, description
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
@@ -79,6 +80,36 @@ def test_no_configuration_is_needed(data: Path, checkpoint: Path, expected: dict
         assert found[key] == expected[key]
     assert found["transform"]["mean"] == [0.1, 0.2, 0.3] and found["transform"]["height"] == 24
     assert evaluate(data, checkpoint, "--mean=null", "--class_num=auto")["loss"] == expected["loss"]
+
+
+def test_a_report_shows_what_is_confused(
+    data: Path, checkpoint: Path, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    found = evaluate(data, checkpoint, f"--report_path={tmp_path / 'a' / 'report'}")
+    assert found["confusion_matrix"] == expected["confusion_matrix"] and found["mistakes"] == expected["mistakes"]
+    report = tmp_path / "a" / "report"
+    assert {p.name for p in report.iterdir()} == {"confusion_matrix.csv", "confusion_matrix.png", "mistakes.png"}
+    rows = [line.split(",") for line in (report / "confusion_matrix.csv").read_text().splitlines()]
+    assert rows[0] == ["true class", *found["classes"]] and [row[0] for row in rows[1:]] == found["classes"]
+    assert [[int(n) for n in row[1:]] for row in rows[1:]] == found["confusion_matrix"]
+    hits = {name: row[i] / sum(row) for i, (name, row) in enumerate(zip(found["classes"], found["confusion_matrix"]))}
+    assert hits == {name: entry["top_1_accuracy"] for name, entry in found["per_class"].items()}
+    assert len(found["mistakes"]) == 10 and all(Path(m["image"]).parent.name == m["class"] for m in found["mistakes"])
+    for name in ("confusion_matrix.png", "mistakes.png"):
+        with Image.open(report / name) as picture:
+            assert picture.size[0] > 600
+
+
+def test_the_images_of_test_are_evaluated(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / name).symlink_to(data / name)
+    (tmp_path / "test" / "bag").mkdir(parents=True)
+    for file in (data / "val" / "bag").iterdir():
+        (tmp_path / "test" / "bag" / file.name).symlink_to(file)
+    found = evaluate(tmp_path, checkpoint, "--split=test")
+    assert found["num_samples"] == 2 and list(found["per_class"]) == ["bag"] and len(found["classes"]) == 10
+    with pytest.raises(UserError, match=r"no folder .*test"):
+        evaluate(data, checkpoint, "--split=test")
 
 
 def test_a_given_transform_counts_and_the_contradiction_is_named(
@@ -165,6 +196,9 @@ def test_a_result_that_cannot_be_written_is_shown_first(data: Path, checkpoint: 
             continue
         with pytest.raises(UserError, match="cannot write result_path"):
             evaluate_checkpoint(config, World(), shown.append)
+        if target != tmp_path:
+            with pytest.raises(UserError, match="cannot write report_path"):
+                evaluate_checkpoint(config.replace(result_path="", report_path=str(target)), World(), shown.append)
         assert not shown
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -70,7 +70,9 @@ def test_evaluation_counts_every_image_once_on_one_and_two_ranks(trained: Path, 
     run([*MPIRUN, *command, *RANKS, "--result_path=two.json"], cwd=tmp_path)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["num_samples"] == two["num_samples"] == count
-    for key in ("top_1_accuracy", "top_5_accuracy", "per_class"):
+    assert one["mistakes"] and sum(map(sum, one["confusion_matrix"])) == count
+    assert [m["image"] for m in one["mistakes"]] == [m["image"] for m in two["mistakes"]]
+    for key in ("top_1_accuracy", "top_5_accuracy", "per_class", "classes", "confusion_matrix"):
         assert one[key] == two[key]
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
 

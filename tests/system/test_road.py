@@ -30,6 +30,7 @@ def test_run_folder_holds_what_it_should(trained: Path) -> None:
         "metrics.jsonl",
         "checkpoints",
         "curves.png",
+        "evaluation",
         "train.log",
     }
     epochs = RunFolder(trained).records("epoch")

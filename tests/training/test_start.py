@@ -244,8 +244,22 @@ def test_fine_tuning_on_as_many_other_classes(run: Path, tmp_path: Path) -> None
 def test_curves_that_cannot_be_drawn_do_not_undo_a_training(data: Path, run: Path) -> None:
     (run / "curves.png").unlink()
     (run / "curves.png").mkdir()
+    shutil.rmtree(run / "evaluation")
+    (run / "evaluation").touch()
+    (run / "checkpoints" / "epoch_0004.ckpt").unlink()
     assert fit(config(data, run, resume_ckpt="auto"), World()).epochs == 4
-    assert "curves.png was not drawn: IsADirectoryError" in (run / "train.log").read_text()
+    log = (run / "train.log").read_text()
+    assert "curves.png was not drawn: IsADirectoryError" in log and "evaluation was not drawn: FileExistsE" in log
+
+
+def test_what_the_last_evaluation_confused_is_in_the_run_folder(data: Path, finished: Path) -> None:
+    folder = finished / "evaluation"
+    assert {p.name for p in folder.iterdir()} == {"confusion_matrix.csv", "confusion_matrix.png", "mistakes.png"}
+    rows = [line.split(",") for line in (folder / "confusion_matrix.csv").read_text().splitlines()]
+    counts = np.array([row[1:] for row in rows[1:]], np.int64)
+    last = RunFolder(finished).records("epoch")[-1]
+    assert counts.sum(1).tolist() == [8, 8, 8] and np.trace(counts) == round(24 * last["top_1_accuracy"])
+    assert f"evaluation loss {last['eval_loss']:.4f}, top-1 " in (finished / "train.log").read_text()
 
 
 def test_a_folder_in_use_is_refused(data: Path, run: Path, tmp_path: Path) -> None:

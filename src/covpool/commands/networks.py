@@ -19,14 +19,17 @@ _TRAIN = Program(
     "Train a network, alone or on every rank of mpirun or msrun.",
     usual=(
         *("net_name", "pooling", "reduction_dim", "class_num", "epoch_size", "lr_max", "lr_decay_mode", "output_path"),
-        *("pre_trained", "resume_ckpt", "cpu_kernels", *_JOB),
+        *("pre_trained", "resume_ckpt", "val_fraction", "tensorboard", "cpu_kernels", *_JOB),
     ),
     name="covpool train",
 )
 _EVALUATE = Program(
-    "Evaluate a checkpoint on val/ or on a robustness set.",
+    "Evaluate a checkpoint on val/, test/ or a robustness set.",
     required=("data_path", "checkpoint_file_path"),
-    usual=("eval_image_size", "eval_crop_ratio", "bad_images", "result_path", "robustness", "class_names", *_JOB),
+    usual=(
+        *("split", "eval_image_size", "eval_crop_ratio", "bad_images", "result_path", "report_path", "robustness"),
+        *("class_names", *_JOB),
+    ),
     config_optional=True,
     name="covpool eval",
 )
@@ -45,7 +48,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Evaluate a checkpoint on val/ or on a robustness set."""
+    """Evaluate a checkpoint on val/, test/ or a robustness set."""
     return run_entry_point(_evaluate, argv, _EVALUATE)
 
 
@@ -66,7 +69,7 @@ def _train(config: Config) -> None:
 
 
 def _evaluate(config: Config) -> None:
-    """Print top-1 and top-5 accuracy over all images of ``val/``, or what a robustness set asks for.
+    """Print top-1 and top-5 accuracy over all images of ``split``, or what a robustness set asks for.
 
     More goes to ``result_path``.
     """
@@ -86,6 +89,8 @@ def _evaluate(config: Config) -> None:
             print(f"result: {shown} ckpt={local.checkpoint_file_path}", flush=True)
 
         compute(local, world, show)
+        if world.is_main and local.report_path:
+            print(f"confusion matrix and most confident mistakes: {local.report_path}")
 
 
 def _export(config: Config) -> None:

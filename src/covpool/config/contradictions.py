@@ -47,6 +47,9 @@ def contradictions(config: Any) -> list[str]:
         found.append("nesterov = True: needs a momentum above 0")
     if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
         found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
+    if config.robustness != "none" and (config.report_path or config.split != "val"):
+        key = "report_path" if config.report_path else "split"
+        found.append(f"{key} = {getattr(config, key)}: not for robustness sets (robustness = {config.robustness})")
     if config.enable_modelarts and not (config.data_url or config.train_url or config.checkpoint_url):
         found.append("enable_modelarts = True: needs data_url, train_url or checkpoint_url")
     return found

@@ -67,6 +67,7 @@ _COMBINATIONS = """\
 * `lr_fast` over more than 53 and `lr_adju` over more than 50 epochs, where their rate is 0 (`lr_family: resnet`);
 * `eval_image_size / eval_crop_ratio` above 16384 pixels; a classifier of more than 2^32 weights;
 * `device_num` above 1 without `run_distribute` on the command line (in a file it is ignored, and the log says so);
+* `report_path` or `split: test` with a robustness set;
 * `enable_modelarts` without any of `data_url`, `train_url` and `checkpoint_url`.
 
 ## ModelArts

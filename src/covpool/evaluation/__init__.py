@@ -1,5 +1,6 @@
 """Metrics and evaluation."""
 
 from covpool.evaluation.evaluate import Evaluation, count_batch, describe_overflow, evaluate, numpy_batches
+from covpool.evaluation.report import write_report
 
-__all__ = ["Evaluation", "count_batch", "describe_overflow", "evaluate", "numpy_batches"]
+__all__ = ["Evaluation", "count_batch", "describe_overflow", "evaluate", "numpy_batches", "write_report"]

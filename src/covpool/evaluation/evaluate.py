@@ -13,6 +13,26 @@ from mindspore import nn
 from covpool.data import Source, pipeline_errors
 from covpool.runtime.distributed import World
 
+MAX_CONFUSION_CLASSES = 2000  # of more, a matrix is neither kept (32 MB) nor read by anybody
+NUM_MISTAKES = 10
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was taken for another class.
+
+    Attributes:
+        index: Its number in the data set.
+        label: Its class.
+        predicted: The class that was ranked first.
+        probability: What softmax gave that class.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    probability: float
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -25,6 +45,9 @@ class Evaluation:
         loss: Mean cross entropy per image, without label smoothing; NaN or infinite where a logit is.
         non_finite: Images with a logit that is NaN or infinite.
         first_non_finite: Number of the first of them in the data set.
+        confusion: Images by true class (row) and class ranked first (column), int64 (K, K); an image with a logit that
+            is NaN is in no column. None for more than ``MAX_CONFUSION_CLASSES`` classes.
+        mistakes: The ``NUM_MISTAKES`` of the highest probability, in falling order.
     """
 
     correct: np.ndarray
@@ -33,6 +56,8 @@ class Evaluation:
     loss: float
     non_finite: int = 0
     first_non_finite: int | None = None
+    confusion: np.ndarray | None = None
+    mistakes: tuple[Mistake, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -50,8 +75,9 @@ class Evaluation:
         return float(self.correct_5.sum() / self.total.sum())
 
     def to_dict(self, class_names: Sequence[str] = ()) -> dict[str, Any]:
-        """Plain values for JSON; per-class accuracy by name, or by index where there is no name."""
-        names = [*class_names, *(str(i) for i in range(len(class_names), len(self.total)))]
+        """Plain values for JSON: accuracy by class, and the confusion matrix, where there is one, by ``classes``."""
+        names = all_names(class_names, len(self.total))
+        matrix = {} if self.confusion is None else {"classes": names, "confusion_matrix": self.confusion.tolist()}
         return {
             "top_1_accuracy": self.top_1,
             "top_5_accuracy": self.top_5,
@@ -62,7 +88,13 @@ class Evaluation:
                 for name, hit, n in zip(names, self.correct, self.total)
                 if n
             },
+            **matrix,
         }
+
+
+def all_names(class_names: Sequence[str], count: int) -> list[str]:
+    """A name for each of ``count`` classes; those without one are called by their number."""
+    return [*class_names, *(str(i) for i in range(len(class_names), count))]
 
 
 def count_batch(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -111,6 +143,7 @@ def evaluate(
     network.set_train(was_training)
     sums = world.sum(counts.sums)
     correct, correct_5, total = sums[:3].round().astype(np.int64)
+    confusion = sums[4:].round().astype(np.int64) if len(sums) > 4 else None
     if not total.sum():
         raise ValueError("nothing to evaluate: no rank has an image")
     first_here = min(counts.non_finite, default=0) * world.size + world.rank
@@ -118,23 +151,53 @@ def evaluate(
     found = ranks[ranks[:, 0] > 0]
     first = int(found[:, 1].min()) if len(found) else None
     loss = float(sums[3].sum() / total.sum())
-    return Evaluation(correct, correct_5, total, loss, int(found[:, 0].sum()), first)
+    mistakes = _most_confident(world.gather(counts.mistakes(world)).reshape(-1, 4))
+    return Evaluation(correct, correct_5, total, loss, int(found[:, 0].sum()), first, confusion, mistakes)
+
+
+def _most_confident(rows: np.ndarray) -> tuple[Mistake, ...]:
+    """The first of rows (n, 4) of probability, number, class and predicted class; a number below 0 stands for none."""
+    order = np.lexsort((rows[:, 1], -rows[:, 0]))
+    chosen = rows[order][rows[order, 1] >= 0][:NUM_MISTAKES]
+    return tuple(Mistake(int(i), int(label), int(said), float(p)) for p, i, label, said in chosen)
 
 
 class _Counts:
     """What a rank has counted so far."""
 
     def __init__(self, classes: int) -> None:
-        self.sums = np.zeros((4, classes), np.float64)
+        self._classes = classes
+        # The rows of count_batch, then those of the confusion matrix: all are summed over ranks at once.
+        self.sums = np.zeros((4 + (classes if classes <= MAX_CONFUSION_CLASSES else 0), classes), np.float64)
         self.non_finite: list[int] = []  # by number among the images of this rank
+        self._mistakes = np.empty((0, 4))  # probability, number among the images of this rank, class, predicted class
         self._seen = 0
 
     def add(self, batches: Sequence[tuple[ms.Tensor, np.ndarray]]) -> None:
         for computed, labels in batches:
             logits = computed.asnumpy()[: len(labels)]
-            self.sums += count_batch(logits, labels, self.sums.shape[1])
-            self.non_finite += (self._seen + np.flatnonzero(~np.isfinite(logits).all(1))).tolist()
+            self.sums[:4] += count_batch(logits, labels, self._classes)
+            said, known = logits.argmax(1), ~np.isnan(logits).any(1)
+            if len(self.sums) > 4:
+                np.add.at(self.sums[4:], (labels[known], said[known]), 1)
+            finite = np.isfinite(logits).all(1)
+            self.non_finite += (self._seen + np.flatnonzero(~finite)).tolist()
+            wrong = np.flatnonzero(finite & (said != labels))
+            rows = logits[wrong].astype(np.float64)
+            sure = 1 / np.exp(rows - rows.max(1, keepdims=True)).sum(1)
+            found = np.stack([sure, self._seen + wrong, labels[wrong], said[wrong]], 1)
+            self._keep(np.concatenate([self._mistakes, found]))
             self._seen += len(labels)
+
+    def _keep(self, mistakes: np.ndarray) -> None:
+        self._mistakes = mistakes[np.argsort(-mistakes[:, 0], kind="stable")[:NUM_MISTAKES]]
+
+    def mistakes(self, world: World) -> np.ndarray:
+        """The most confident mistakes of this rank by their numbers in the data set, filled up by -1, for all ranks."""
+        rows = np.full((NUM_MISTAKES, 4), -1.0)
+        rows[: len(self._mistakes)] = self._mistakes
+        rows[: len(self._mistakes), 1] = rows[: len(self._mistakes), 1] * world.size + world.rank
+        return rows.reshape(-1)
 
 
 def describe_overflow(network: nn.Cell, result: Evaluation, source: Source) -> str:

@@ -16,6 +16,7 @@ from covpool.checkpoints.format import load_network, other_classes, read_checkpo
 from covpool.config import Config
 from covpool.errors import UserError
 from covpool.evaluation.evaluate import describe_overflow, evaluate, numpy_batches
+from covpool.evaluation.report import describe_mistakes, write_report
 from covpool.runtime.distributed import World
 from covpool.runtime.files import check_writable, write_json
 
@@ -25,7 +26,7 @@ DATA_SHARE = 0.1  # of the time spent waiting for images, from which on the pipe
 
 
 def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict[str, Any]:
-    """Load ``checkpoint_file_path`` and evaluate it on every image of ``val/``; every rank calls it.
+    """Load ``checkpoint_file_path`` and evaluate it on every image of ``split``; every rank calls it.
 
     Args:
         config: The configuration; what it does not give of network and image transform the checkpoint says.
@@ -33,9 +34,10 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
         show: Prints the result on rank 0; called before anything is written.
 
     Returns:
-        top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, what was evaluated, and how fast:
+        top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, confusion_matrix (rows are true classes,
+        both in the order of ``classes``), the most confident mistakes, what was evaluated, and how fast:
         ``limit`` is ``data`` or ``network``, ``waited_share`` the part of the time that rank 0 waited for images, see
-        ``Pace``. Written to ``result_path`` as JSON as well, where that is given.
+        ``Pace``. Written to ``result_path`` as JSON as well, where that is given, and drawn in ``report_path``.
 
     Raises:
         UserError: Images or checkpoint are missing, damaged, or do not fit the configuration; a logit is NaN or
@@ -61,6 +63,7 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
     seconds = time.monotonic() - started
     values = {
         **result.to_dict(source.class_names),
+        "mistakes": describe_mistakes(result, source),
         "checkpoint": config.checkpoint_file_path,
         "epoch": checkpoint.about.get("epoch"),
         "architecture": architecture(config),
@@ -72,25 +75,29 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
         "waited_share": round(pace.waited_share, 4),
     }
     deliver(values, config, world, show, describe_overflow(network, result, source))
+    if world.is_main and config.report_path:
+        try:
+            write_report(Path(config.report_path), result, source)
+        except OSError as error:
+            raise UserError(f"cannot write report_path {config.report_path}: {error.strerror or error}") from error
     return values
 
 
 def check_result_path(config: Config, world: World) -> None:
-    """Refuse a ``result_path`` that cannot be written, before hours are spent on the result; every rank calls it.
+    """Refuse a ``result_path`` or ``report_path`` that cannot be written, before hours are spent; every rank calls it.
 
     Raises:
-        UserError: It is a folder, or its folder cannot be written.
+        UserError: The one is a folder, the other is none, or their folder cannot be written.
     """
-    if not config.result_path:
-        return
-    problem = ""
-    if world.is_main:
-        try:
-            check_writable(Path(config.result_path))
-        except OSError as error:
-            problem = f"cannot write result_path {config.result_path}: {error.strerror or error}"
-    if world.sum(np.array([float(bool(problem))]))[0]:
-        raise UserError(problem or f"rank 0 cannot write result_path {config.result_path}")
+    for key, file in (("result_path", ""), ("report_path", "confusion_matrix.csv")):
+        target, problem = getattr(config, key), ""
+        if target and world.is_main:
+            try:
+                check_writable(Path(target, file))
+            except OSError as error:
+                problem = f"cannot write {key} {target}: {error.strerror or error}"
+        if world.sum(np.array([float(bool(problem))]))[0]:
+            raise UserError(problem or f"rank 0 cannot write {key} {target}")
 
 
 def deliver(values: dict[str, Any], config: Config, world: World, show: Show, problem: str) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from covpool.checkpoints.state import Position
 from covpool.config import Config
 from covpool.data import pipeline_errors
 from covpool.errors import UserError
-from covpool.evaluation import Evaluation, evaluate, numpy_batches
+from covpool.evaluation import Evaluation, evaluate, numpy_batches, write_report
 from covpool.evaluation.evaluate import describe_overflow
 from covpool.plots import plot_curves
 from covpool.runtime.distributed import World
@@ -83,7 +84,7 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
                 if signal and not last:
                     raise Interrupted(signal, f"after epoch {epoch + 1}; resume with --resume_ckpt=auto")
         if world.is_main:
-            _draw(folder)
+            _draw(run, evaluation)
         epochs = max(run.start.epoch, config.epoch_size)
         logger.info("done: %d epochs in %s", epochs, clock(time.monotonic() - started))
     return Summary(epochs, loss, evaluation, run.state.store.best_metric, folder.path)
@@ -191,7 +192,10 @@ def _report(
             num_samples=evaluation.num_samples,
             eval_s=round(eval_s, 3),
         )
-        text += f", top-1 {evaluation.top_1:.4f}, top-5 {evaluation.top_5:.4f} on {evaluation.num_samples} images"
+        text += (
+            f", evaluation loss {evaluation.loss:.4f}, top-1 {evaluation.top_1:.4f}, top-5 {evaluation.top_5:.4f} on "
+            f"{evaluation.num_samples} images"
+        )
     run.folder.record("epoch", epoch=epoch, step=epoch * plan.steps, **values)
     done = epoch - run.start.epoch - run.start.step / plan.steps
     logger.info(
@@ -200,9 +204,16 @@ def _report(
     )
 
 
-def _draw(folder: RunFolder) -> None:
-    """Draw the curves. The training is done and saved: what a plotting library needs must not undo that."""
-    try:
-        plot_curves(folder.records("epoch"), folder.curves)
-    except Exception as error:  # matplotlib raises what it likes, RuntimeError where a user has no home
-        logger.warning("%s was not drawn: %s: %s", folder.curves, type(error).__name__, error)
+def _draw(run: Training, evaluation: Evaluation | None) -> None:
+    """Draw the curves, and what the last evaluation confused.
+
+    The training is done and saved: what a plotting library needs must not undo that.
+    """
+    folder, drawings = run.folder, {run.folder.curves: lambda: plot_curves(folder.records("epoch"), folder.curves)}
+    if evaluation is not None and run.val is not None:
+        drawings[folder.evaluation] = partial(write_report, folder.evaluation, evaluation, run.val)
+    for path, draw in drawings.items():
+        try:
+            draw()
+        except Exception as error:  # matplotlib raises what it likes, RuntimeError where a user has no home
+            logger.warning("%s was not drawn: %s: %s", path, type(error).__name__, error)

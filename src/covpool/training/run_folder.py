@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _RESULTS = ("checkpoints", "metrics.jsonl", "curves.png")
 _FILES = (
     *_RESULTS,
+    "evaluation",
+    "tensorboard",
     "config.yaml",
     "environment.json",
     "train.log",
@@ -45,6 +47,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
+        self.evaluation = self.path / "evaluation"
         self.log = self.path / "train.log"
         self._lock: int | None = None
 
