@@ -1,7 +1,8 @@
-"""The guard against losses that are no numbers."""
+"""What is shown of a training while it runs, and the guard against losses that are no numbers."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -10,6 +11,7 @@ import pytest
 
 from covpool.checkpoints.state import Position
 from covpool.training.progress import EpochProgress, NonFiniteLoss, Plan
+from covpool.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -39,3 +41,21 @@ def test_speed_where_one_call_stands_for_an_epoch(monkeypatch: pytest.MonkeyPatc
     arguments = SimpleNamespace(net_outputs=ms.Tensor(1.0, ms.float32), cur_step_num=50)
     progress.on_train_step_end(SimpleNamespace(original_args=lambda: arguments))
     assert progress.images_per_s == pytest.approx(50 * 4 / 10.0)
+
+
+def test_a_bar_shows_loss_rate_speed_and_time_left_every_second(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("covpool.training.progress.time.monotonic", lambda: now[0])
+    plan, folder = Plan(2, 50, np.full(100, 0.1), 4, 100), RunFolder(tmp_path)
+    progress = EpochProgress(plan, Position(), folder, bar=True)
+    for number in range(1, 8):
+        now[0] += 0.5
+        arguments = SimpleNamespace(net_outputs=ms.Tensor(number, ms.float32), cur_step_num=number)
+        progress.on_train_step_end(SimpleNamespace(original_args=lambda arguments=arguments: arguments))
+    assert progress._loss_count == 6 and progress.position.loss_sum == 28  # looked at every second, not every step
+    bar = progress._bar
+    assert bar is not None and str(bar).startswith("epoch 1/2:  14%|") and "| 7/50, loss 6.0000" in str(bar)
+    assert str(bar).endswith("loss 6.0000, rate 0.1, 8 images/s, 0:47 left")  # 94 steps of half a second
+    progress.close()

@@ -18,6 +18,9 @@ from covpool.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
+_BAR_S = 1.0  # seconds between two looks at the loss while a bar is shown: each waits for the device
+
 
 class NonFiniteLoss(UserError):
     """The loss became NaN or infinite."""
@@ -85,7 +88,8 @@ class EpochProgress(Callback):
         self._bar = None
         if folder is not None and bar:
             title = f"epoch {start.epoch + 1}/{plan.epochs}"
-            self._bar = tqdm(total=plan.steps, initial=start.step, desc=title, unit="step", leave=False)
+            self._bar = tqdm(total=plan.steps, initial=start.step, desc=title, bar_format=_BAR, leave=False)
+        self._shown = self._started
 
     @property
     def position(self) -> Position:
@@ -105,6 +109,10 @@ class EpochProgress(Callback):
             if self.done - before == 1:  # compiles the graph: not part of the speed
                 self._measured_from, self._unmeasured = self._started + self.first_step_s, 1
         if self._bar is not None:
+            if time.monotonic() - self._shown >= _BAR_S:
+                self._fetch()
+                self._bar.set_postfix_str(self._status(), refresh=False)
+                self._shown = time.monotonic()
             self._bar.update(self.done - before)
         if self.done % self.plan.log_interval == 0 or self.done == self.plan.steps:
             self._fetch()
@@ -139,25 +147,28 @@ class EpochProgress(Callback):
             self._loss_count += 1
             self._last = loss
 
-    def _report(self) -> None:
-        plan, epoch, loss = self.plan, self.start.epoch, self._last
+    def _status(self) -> str:
+        """Loss, rate, speed and time left of the whole training, as of the losses that were fetched."""
+        plan, step = self.plan, self.start.epoch * self.plan.steps + self.done
         measured = self.done - self.start.step - self._unmeasured
         if measured > 0:
             self.images_per_s = measured * plan.global_batch / (time.monotonic() - self._measured_from)
+        left = clock((plan.epochs * plan.steps - step) * plan.global_batch / self.images_per_s)
+        rate = float(plan.rates[step - 1])
+        return f"loss {self._last:.4f}, rate {rate:.3g}{speed_text(self.images_per_s)}, {left} left"
+
+    def _report(self) -> None:
+        plan, epoch, status = self.plan, self.start.epoch, self._status()
         if self.folder is None:
             return
         step = epoch * plan.steps + self.done
         rate = float(plan.rates[step - 1])
         speed = None if math.isnan(self.images_per_s) else round(self.images_per_s, 2)
-        self.folder.record("step", epoch=epoch + 1, step=step, loss=loss, learning_rate=rate, images_per_s=speed)
-        text = f"loss {loss:.4f}, rate {rate:.3g}{speed_text(self.images_per_s)}"
+        self.folder.record("step", epoch=epoch + 1, step=step, loss=self._last, learning_rate=rate, images_per_s=speed)
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(status)
         elif self.done < plan.steps:
-            left = clock((plan.epochs * plan.steps - step) * plan.global_batch / self.images_per_s)
-            logger.info(
-                "epoch %d/%d step %d/%d: %s, %s left", epoch + 1, plan.epochs, self.done, plan.steps, text, left
-            )
+            logger.info("epoch %d/%d step %d/%d: %s", epoch + 1, plan.epochs, self.done, plan.steps, status)
 
 
 def speed_text(images_per_s: float) -> str:
