@@ -156,6 +156,7 @@ class Trial:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
         child()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
         signal.signal(signal.SIGPIPE, signal.SIG_DFL if fresh else signal.SIG_IGN)
         if fresh:
             program = [] if "/" in words[0] else interpreter(words[0])
