@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import nn
 from PIL import Image
 
 from covpool.checkpoints import convert_file, convert_state_dict, read_weights, start_from
@@ -22,11 +22,11 @@ SMALL = {"base_width": 8, "reduction_dim": 16, "num_classes": 5}
 FRESH = {"layer_reduce", "layer_reduce_bn", "fc"}
 
 
-def network(pooling: str = "fast_mpn", **args: object) -> nn.Cell:
+def network(pooling: str = "fast_mpn", **args: object) -> ms.nn.Cell:
     return create_model("resnet10", pooling=pooling, **{**SMALL, **args})
 
 
-def values(cell: nn.Cell) -> dict[str, bytes]:
+def values(cell: ms.nn.Cell) -> dict[str, bytes]:
     return {p.name: p.asnumpy().tobytes() for p in cell.get_parameters()}
 
 
@@ -72,6 +72,40 @@ def test_a_checkpoint_of_average_pooling_does_not_contradict(tmp_path, caplog):
     assert "started from the backbone of" in caplog.text
     with pytest.raises(UserError, match="net_name is 'resnet10' in the checkpoint and 'resnet18'"):
         start_from(network(), read_weights(tmp_path / "gap.ckpt"), {**wanted, "net_name": "resnet18"})
+
+
+@pytest.mark.parametrize(
+    ("pooling", "classes", "line"),
+    [
+        ("gap", 1000, "its classifier included: it has as many outputs, and does not name its classes"),
+        (
+            "gap",
+            5,
+            "without its classifier: it has other classes (fc.weight is (1000, 64) in the file, (5, 64) in the ",
+        ),
+        ("gap", 0, "without its classifier: the network has no classifier"),
+        ("dropcov", 0, "newly initialised: layer_reduce, layer_reduce_bn, pooling"),
+    ],
+)
+def test_create_model_from_a_file(pooling, classes, line, torchvision_file, caplog):
+    caplog.set_level(logging.INFO)
+    cell = network(pooling, num_classes=classes, pretrained=torchvision_file)
+    source = convert_state_dict(rule_state_dict("resnet10", "gap", classes=1000, width=8))
+    np.testing.assert_array_equal(cell.layer4[0].conv1.weight.asnumpy(), source["layer4.0.conv1.weight"].asnumpy())
+    if classes == 1000:
+        np.testing.assert_array_equal(cell.fc.weight.asnumpy(), source["fc.weight"].asnumpy())
+    assert line in caplog.text and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("head", "pooling"), [("acd", "dropcov"), ("mpncov", "fast_mpn")])
+def test_released_files_and_features(head, pooling, tmp_path):
+    torch.save(tensors(rule_state_dict("resnet10", head, 16, classes=5, width=8)), tmp_path / "released.pth.tar")
+    source = convert_state_dict(rule_state_dict("resnet10", head, 16, classes=5, width=8))
+    cell = network(pooling, pretrained=str(tmp_path / "released.pth.tar"))
+    assert values(cell) == {name: p.asnumpy().tobytes() for name, p in source.items()}
+    stages = network(pooling, pretrained=tmp_path / "released.pth.tar", features_only=True)
+    assert {"layer4.0.conv1.weight"} <= set(values(stages)) <= set(source)
+    assert all(value == source[name].asnumpy().tobytes() for name, value in values(stages).items())
 
 
 def test_what_is_no_backbone_of_this_network_changes_nothing(torchvision_file):

@@ -55,20 +55,21 @@ def start_from(
         UserError: One line with everything that does not fit.
     """
     own = dict(network.parameters_and_names())
-    sources = _by_own_names(network, checkpoint)
+    sources, foreign = _by_own_names(network, checkpoint)
     shapes = {name: tuple(parameter.shape) for name, parameter in sources.items()}
     plain = "layer_reduce.weight" in own and is_plain(shapes)
     backbone_only = backbone_only or plain
     ignored = {"class_num", "pooling_args"} | ({"pooling", "reduction_dim"} if backbone_only else set())
     refuse_contradictions(checkpoint, {key: value for key, value in (architecture or {}).items() if key not in ignored})
-    other = (other_classes(checkpoint, class_names) if class_names else "") or _other_classifier(own, shapes)
+    classes = other_classes(checkpoint, class_names) if class_names else ""
+    other = f"it has other classes ({classes})" if classes else _other_classifier(own, shapes)
     try:
         kept = load_into(network, sources, bool(other), backbone_only, checkpoint.about)
     except UserError as error:
         raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
     if backbone_only:
         taken = len(own) - len(kept)
-        without = _modules([name for name in checkpoint.network if name.startswith(HEAD) or name not in sources])
+        without = _modules([*foreign, *(name for name in sources if name.startswith(HEAD))])
         reason = ", a plain network with global average pooling" if plain else ""
         logger.info(
             "started from the backbone of %s%s: %d of its %d tensors taken%s; newly initialised: %s",
@@ -80,7 +81,7 @@ def start_from(
             _modules(kept),
         )
     elif other:
-        logger.info("started from %s without its classifier: it has other classes (%s)", checkpoint.path, other)
+        logger.info("started from %s without its classifier: %s", checkpoint.path, other)
     elif checkpoint.about.get("class_names"):
         logger.info("started from %s, its classifier included: it has the same classes", checkpoint.path)
     else:
@@ -91,27 +92,28 @@ def start_from(
     return kept
 
 
-def _by_own_names(network: nn.Cell, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The parameters by the names of the network.
+def _by_own_names(network: nn.Cell, checkpoint: Checkpoint) -> tuple[Mapping[str, Any], list[str]]:
+    """The parameters by the names of the network, and the names of those that have no place in it.
 
     One that was built around another's backbone takes that one's own files: they have the names without a prefix, and
     a head that has no place here.
     """
     prefix = getattr(network, "backbone_prefix", "")
     if not prefix or any(name.startswith(prefix) for name in checkpoint.network):
-        return checkpoint.network
+        return checkpoint.network, []
     own = dict(network.parameters_and_names())
-    return {prefix + name: p for name, p in checkpoint.network.items() if prefix + name in own}
+    named = {prefix + name: p for name, p in checkpoint.network.items() if prefix + name in own}
+    return named, [name for name in checkpoint.network if prefix + name not in own]
 
 
 def _other_classifier(own: Mapping[str, Any], shapes: Mapping[str, tuple]) -> str:
-    """Why the classifier cannot be taken, in words; empty if it can."""
+    """Why the classifier cannot be taken, by its shape, in words; empty if it can."""
     if "fc.weight" not in own:
         return "the network has no classifier"
     if "fc.weight" not in shapes:
         return "the file has no classifier"
     here, there = shapes["fc.weight"], tuple(own["fc.weight"].shape)
-    return f"fc.weight is {here} in the file and {there} in the network" if here != there else ""
+    return f"it has other classes (fc.weight is {here} in the file, {there} in the network)" if here != there else ""
 
 
 def _modules(names: Sequence[str]) -> str:

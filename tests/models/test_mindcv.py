@@ -1,0 +1,104 @@
+"""Networks of MindCV with a pooling of this package; MindCV is optional."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+
+from covpool.checkpoints.format import save_checkpoint
+from covpool.errors import UserError
+from covpool.models import create_model, freeze
+from covpool.pooling import UnknownNameError
+from tests.checkpoints.released import rule_images
+
+INSTALLED = importlib.util.find_spec("mindcv") is not None
+needs_mindcv = pytest.mark.skipif(not INSTALLED, reason="mindcv is not installed: pip install mindcv==0.3.0")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning", "ignore::UserWarning")
+
+
+def network(name: str, pooling: str = "fast_mpn", **args: object) -> nn.Cell:
+    return create_model(f"mindcv/{name}", pooling=pooling, **{"reduction_dim": 16, "num_classes": 5, **args})
+
+
+@pytest.mark.skipif(INSTALLED, reason="mindcv is installed")
+def test_mindcv_is_named_where_it_is_missing():
+    with pytest.raises(UserError, match=r"^mindcv/resnet18 needs the package mindcv: pip install mindcv==0\.3\.0$"):
+        network("resnet18")
+
+
+@needs_mindcv
+@pytest.mark.parametrize(
+    ("name", "size", "shape"),
+    [("efficientnet_b0", 64, (16, 2, 2)), ("mobilenet_v2_050_96", 64, (16, 2, 2)), ("vit_b_32_224", 224, (16, 49, 1))],
+)
+def test_networks_of_mindcv(name, size, shape, pynative_mode):
+    cell = network(name).set_train(True)
+    x = ms.Tensor(rule_images(1, size))
+    assert cell.forward_features(x).shape == (2, *shape)
+    assert cell(x).shape == (2, 5)
+
+    def loss(x: ms.Tensor) -> ms.Tensor:
+        return ops.square(cell(x)).sum()
+
+    _, gradients = ms.value_and_grad(loss, None, cell.trainable_params())(x)
+    still = [p.name for p, g in zip(cell.trainable_params(), gradients) if not g.asnumpy().any()]
+    assert not still, "parameters of a head that is not there any more"
+
+
+@needs_mindcv
+def test_the_modes_agree():
+    cell = network("efficientnet_b0").set_train(False)
+    x = ms.Tensor(rule_images(1, 64))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    expected = cell(x).asnumpy()
+    ms.set_context(mode=ms.GRAPH_MODE)
+    np.testing.assert_allclose(cell(x).asnumpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_mindcv
+def test_weights_of_mindcv(tmp_path, pynative_mode, caplog):
+    import mindcv
+
+    caplog.set_level(logging.INFO)
+    theirs = mindcv.create_model("resnet18").set_train(False)
+    ms.save_checkpoint(theirs, str(tmp_path / "theirs.ckpt"))
+    cell = network("resnet18", pretrained=tmp_path / "theirs.ckpt").set_train(False)
+    x = ms.Tensor(rule_images(1, 64))
+    np.testing.assert_array_equal(cell.backbone.forward_features(x).asnumpy(), theirs.forward_features(x).asnumpy())
+    assert "100 of its 102 tensors taken, without classifier; newly initialised: layer_reduce, " in caplog.text
+    freeze(cell, upto="backbone.layer4")
+    assert {p.name.split(".")[0] for p in cell.trainable_params()} == {"layer_reduce", "layer_reduce_bn", "fc"}
+    save_checkpoint(tmp_path / "ours.ckpt", cell)
+    again = network("resnet18", pretrained=tmp_path / "ours.ckpt").set_train(False)
+    np.testing.assert_array_equal(again(x).asnumpy(), cell(x).asnumpy())
+
+
+@needs_mindcv
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "swin_tiny",
+            r"^mindcv/swin_tiny cannot have another pooling: its forward_features gives \(1, 768\), which is",
+        ),
+        ("googlenet", "^mindcv/googlenet gives no features under this MindSpore: .*forward_features"),
+    ],
+)
+def test_networks_without_maps(name, message):
+    with pytest.raises(UserError, match=message):
+        network(name)
+
+
+@needs_mindcv
+def test_other_arguments():
+    with pytest.raises(UnknownNameError, match="Did you mean 'resnet18'"):
+        network("resnet18_")
+    with pytest.raises(TypeError, match="does not take stem"):
+        network("resnet18", stem="small")
+    with pytest.raises(ValueError, match="no stages"):
+        network("mobilenet_v1_050", features_only=True)
