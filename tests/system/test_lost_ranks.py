@@ -51,13 +51,13 @@ def test_killed_at_the_start_under_mpirun(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_job_goes_on_whatever_it_loses(images: Path, run: Run, tmp_path: Path) -> None:
-    """A run under mpirun that loses ranks while it saves, hangs, loses its scheduler, gets a signal, and ends well."""
+    """A run under mpirun that loses a rank and its scheduler while it saves, hangs, gets a signal, and ends well."""
     variables = pause_while_saving(tmp_path, 6)
     with job(images, tmp_path, "--resume_ckpt=auto", **variables) as running:
         assert names("1") in kill_while_saving(running, "1")
         assert "nothing to resume from" in running.said
     with job(images, tmp_path, "--resume_ckpt=auto", **variables) as running:
-        assert names("0") in kill_while_saving(running, "0")
+        assert names("scheduler") in kill_while_saving(running, "scheduler")
         assert "epoch_0000_step_00000003.ckpt after epoch 0 and 3 steps" in running.said
     with job(images, tmp_path, "--resume_ckpt=auto", "--rank_timeout=6") as running:
         stopped = running.at_step(5, "0")
@@ -66,10 +66,7 @@ def test_a_job_goes_on_whatever_it_loses(images: Path, run: Run, tmp_path: Path)
         assert said.startswith(f"error: rank 0 (process {stopped.pid} on ") and "hangs: " in said
         assert "rank 1 (process " not in said, "the one that waited"
     with job(images, tmp_path, "--resume_ckpt=auto") as running:
-        running.at_step(8, "scheduler").kill()
-        assert "MindSpore's scheduler (process " in running.end()
-    with job(images, tmp_path, "--resume_ckpt=auto") as running:
-        running.at_step(10, "1").send_signal(signal.SIGHUP)
+        running.at_step(8, "1").send_signal(signal.SIGHUP)
         errors = running.end()
         assert running.process.returncode == 128 + signal.SIGHUP
         assert "stopped by SIGHUP after " in errors
@@ -78,11 +75,7 @@ def test_a_job_goes_on_whatever_it_loses(images: Path, run: Run, tmp_path: Path)
 
 
 def test_a_killed_scheduler_under_msrun(images: Path, run: Run, tmp_path: Path) -> None:
-    """At the start, while saving, and the restart, which ends."""
-    with job(images, tmp_path, command=under_msrun()) as running:
-        running.kill("scheduler")
-        running.end()
-        assert "MindSpore's scheduler (process " in running.said
+    """While saving, and the restart, which ends; tests/runtime/test_siblings.py has all other cases."""
     with job(images, tmp_path, command=under_msrun(), **pause_while_saving(tmp_path, 6)) as running:
         kill_while_saving(running, "scheduler")
         assert "MindSpore's scheduler (process " in running.said

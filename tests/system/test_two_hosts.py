@@ -100,6 +100,7 @@ def environment() -> dict[str, str]:
     return {**clean, "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}"}
 
 
+@pytest.mark.only_with_all  # the other test trains, too, but for the end of a job that ends well
 def test_training_across_hosts(hosts: Hosts, images: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     command = hosts.command(tmp_path, images, "--epoch_size=1")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
