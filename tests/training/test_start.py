@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
+import sys
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from covpool.build import build_model, build_source, description
 from covpool.checkpoints.format import read_checkpoint, save_checkpoint
@@ -260,6 +263,46 @@ def test_what_the_last_evaluation_confused_is_in_the_run_folder(data: Path, fini
     last = RunFolder(finished).records("epoch")[-1]
     assert counts.sum(1).tolist() == [8, 8, 8] and np.trace(counts) == round(24 * last["top_1_accuracy"])
     assert f"evaluation loss {last['eval_loss']:.4f}, top-1 " in (finished / "train.log").read_text()
+
+
+def scalars(run: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows: values by tag and step, without those that a later session declared void."""
+    found: dict[str, dict[int, float]] = {}
+    for file in sorted((run / "tensorboard").iterdir()):
+        content, at = file.read_bytes(), 0
+        while at < len(content):  # length, its checksum, event, its checksum
+            (size,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + size])
+            at += size + 16
+            if event.HasField("session_log"):
+                found = {tag: {s: v for s, v in by.items() if s < event.step} for tag, by in found.items()}
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_event_files_say_what_the_records_say_and_go_on_where_a_run_is_resumed(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = {"tensorboard": True, "epoch_size": 2}
+    fit(config(data, run, **options), World())
+    (run / "checkpoints" / "epoch_0002.ckpt").unlink()  # as if the second epoch had been lost
+    fit(config(data, run, **options, resume_ckpt="auto"), World())
+    assert len(list((run / "tensorboard").iterdir())) == 2
+    found, folder = scalars(run), RunFolder(run)
+    for kind in ("step", "epoch"):
+        records = folder.records(kind)
+        for name in {"step": ("loss", "learning_rate"), "epoch": ("loss", "eval_loss", "top_1_accuracy")}[kind]:
+            assert found[f"{kind}/{name}"] == pytest.approx({record["step"]: record[name] for record in records})
+    assert list(found["step/loss"]) == list(range(1, 7)) and list(found["epoch/loss"]) == [3, 6]
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_anything_is_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UserError, match=r"^tensorboard=True needs a package: pip install tensorboardX") as raised:
+        fit(config(data, tmp_path / "run", tensorboard=True), World())
+    assert raised.value.exit_code == 2 and not (tmp_path / "run").exists()
 
 
 def test_a_folder_in_use_is_refused(data: Path, run: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from covpool.config import Config
 from covpool.errors import UserError
 from covpool.runtime.environment import environment_report
 from covpool.runtime.files import open_regular, read_bytes, write_json, write_text
+from covpool.training.tensorboard import Events
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
         self.log = self.path / "train.log"
         self._lock: int | None = None
+        self._events: Events | None = None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -63,6 +65,8 @@ class RunFolder:
                 self.lock()
             yield
         finally:
+            if self._events is not None:
+                self._events.close()
             if self._lock is not None:
                 with suppress(OSError):  # a lock file that nobody holds is no obstacle
                     (self.path / _LOCK).unlink()
@@ -148,6 +152,15 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to output_path {self.path}: {error.strerror or error}") from error
 
+    def open_events(self, first_step: int) -> None:
+        """Write records as event files of TensorBoard, too, from this step of the training on.
+
+        Raises:
+            UserError: They cannot be written.
+        """
+        with self._writing():
+            self._events = Events(self.path / "tensorboard", first_step)
+
     def bad_images(self, split: str) -> Path:
         """Where it is kept which images of a split are left out (``bad_images: skip``)."""
         return self.path / f"bad_images_{split}.json"
@@ -182,6 +195,9 @@ class RunFolder:
                 file.write(_line({"kind": kind, **values}))
         except OSError as error:
             raise UserError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+        if self._events is not None:
+            with self._writing():
+                self._events.add(kind, values)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """The objects of a kind: 'step', 'epoch', or 'evaluation' for one that was NaN."""

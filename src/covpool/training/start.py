@@ -22,6 +22,7 @@ from covpool.training.logs import LogFile
 from covpool.training.progress import Plan
 from covpool.training.run_folder import RunFolder
 from covpool.training.step import Step, build_step, recipe_optimizer, recipe_rates
+from covpool.training.tensorboard import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
     Raises:
         UserError: Data, checkpoint and configuration do not fit each other, or the device cannot do what is asked.
     """
+    if config.tensorboard:
+        check_installed()
     ms.set_seed(config.seed)
     with tempfile.TemporaryDirectory() as scratch:
         caches = {split: Path(scratch) / folder.bad_images(split).name for split in ("train", "val")}
@@ -119,6 +122,8 @@ def begin(run: Training, log: LogFile) -> None:
         run.folder.describe(run.config, run.world.size)
         for split, text in run.bad_images.items():
             run.folder.keep_bad_images(split, text)
+        if run.config.tensorboard:
+            run.folder.open_events(run.start.epoch * run.plan.steps + run.start.step + 1)
         log.open(run.folder.log)
     run.world.barrier()
     config, plan = run.config, run.plan
