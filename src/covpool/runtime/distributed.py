@@ -34,10 +34,8 @@ class World:
     """The ranks of a job, seen from one of them.
 
     Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
-        local_rank: Number of this process on its host.
-        local_size: Number of processes on this host.
+        rank: Number of this process, from 0, among ``size``.
+        local_rank: Number of this process among the ``local_size`` on its host.
     """
 
     rank: int = 0
@@ -127,9 +125,8 @@ def session(
     check_launch(run_distribute, device_num)
     under_mpi = launched_ranks()[0] == "mpirun"  # asked before the variables of msrun are set as well
     if run_distribute and device_target == "CPU":
-        # How long an all-reduce waits for a rank that is late, and the scheduler for a rank that is silent; 30 s if
-        # unset, and the training would end with an error of the kernel. A rank that is lost is noticed before that.
-        # The scheduler must know it, too: it inherits what is set here.
+        # How long an all-reduce, and the scheduler that inherits this, wait for a rank that is late: 30 s if unset, and
+        # the training would end with an error of the kernel. A rank that is lost is noticed before that.
         os.environ.setdefault("MS_NODE_TIMEOUT", str(math.ceil(rank_timeout) + 60))
     with _interruptible():
         if run_distribute and under_mpi and device_target == "CPU":
@@ -137,8 +134,6 @@ def session(
         set_context(mode, device_target, device_id if device_id is not None else _local(0, 1)[0])
         world = _join(under_mpi) if run_distribute else World()
     yield world
-    if not run_distribute:
-        return
     world.barrier()  # nobody leaves while another still needs the collectives
 
 
@@ -208,7 +203,6 @@ def _join(under_mpi: bool) -> World:
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=size, global_rank=rank
     )
-
     local_rank, local_size = _local(rank, size)
     collectives = _mpi_collectives(size) if under_mpi else _device_collectives(rank, size)
     return World(rank, size, local_rank, local_size, *collectives)
