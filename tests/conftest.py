@@ -17,6 +17,7 @@ from covpool.errors import UserError
 from covpool.runtime.environment import prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = ("system", "benchmarks", "models", "pooling", "research", "training")  # folders, the slowest first
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only ``--all`` asks for."""
+    """Leave out what only ``--all`` asks for; files of long tests come first, so that no worker is left with one."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if f"tests/{name}" in item.path.as_posix()), 9))
     if not config.getoption("--all"):
         left_out = [item for item in items if item.get_closest_marker("only_with_all")]
         if left_out:
