@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "covpool"
 # From top to bottom; a module imports from its own line or from a lower one.
 ORDER = (
-    ("__main__",),
+    ("__main__", "reference"),
     ("cli",),
     ("commands",),
     ("research",),
