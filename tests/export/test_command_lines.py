@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
+from covpool import cli
 from covpool.build import architecture, image_transform
 from covpool.checkpoints.format import save_checkpoint
 from covpool.config import Config
@@ -75,6 +79,40 @@ def test_export_and_predict(file_format, ending, checkpoint, root, clean_env, tm
     lines = result.stdout.splitlines()
     assert [line.partition(": ")[0] for line in lines] == files
     assert all(re.fullmatch(rf".*: ({'|'.join(NAMES)}) [\d.]+%, ({'|'.join(NAMES)}) [\d.]+%", line) for line in lines)
+
+
+def test_a_folder_is_predicted_from_a_checkpoint_into_files(checkpoint, image_files, tmp_path, capsys):
+    """What cannot be read is passed over, listed at the end, and told by the exit code."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, file in enumerate(image_files[:5]):
+        shutil.copy(file, images / f"{number}, a.png")
+    (images / "2, a.png").write_bytes(b"no image")
+    command = ["predict", "--file", str(checkpoint.with_name("knows.ckpt")), "--images", str(images), "--top=2"]
+    command += ["--batch_size=2"]
+    assert cli.run(command) == 1
+    shown = capsys.readouterr()
+    problem = f"damaged image {images}/2, a.png: the file is no image"
+    assert shown.err.splitlines() == [f"problem: {problem}", "error: 1 of 5 images cannot be read"]
+    for name in ("found.csv", "found.json"):
+        assert cli.run([*command, "--output", str(tmp_path / name)]) == 1
+        assert capsys.readouterr().out == f"{tmp_path / name}: 4 images\n"
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["damaged"] == [{"file": f"{images}/2, a.png", "problem": problem}]
+    lines = [
+        f"{p['file']}: " + ", ".join(f"{c} {v:.1%}" for c, v in zip(p["classes"], p["probabilities"]))
+        for p in content["predictions"]
+    ]
+    assert lines == shown.out.splitlines() and len(lines) == 4
+    head, *rows = csv.reader((tmp_path / "found.csv").read_text().splitlines())
+    assert head == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    assert [(r[0], r[1::2], [float(v) for v in r[2::2]]) for r in rows] == [
+        (p["file"], p["classes"], p["probabilities"]) for p in content["predictions"]
+    ]
+    for output, code in ((tmp_path / "found.txt", 2), (images / "0, a.png" / "x.csv", 1)):
+        assert cli.run([*command, "--output", str(output)]) == code
+    assert cli.run(["predict", "--file", str(checkpoint), "--images", str(images)]) == 2
+    assert "best.ckpt does not say which network it holds: export it" in capsys.readouterr().err
 
 
 def test_errors_are_one_line(checkpoint, root, clean_env, tmp_path, image_files):

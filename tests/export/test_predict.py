@@ -93,6 +93,11 @@ def test_an_image_that_cannot_be_read(exported, image_files, tmp_path):
     damaged.write_bytes(image_files[0].read_bytes()[:100])
     with pytest.raises(UserError, match=r"damaged\.png"):
         list(predict(exported, [image_files[0], damaged]))
+    problems: dict[Path, str] = {}
+    mixed = [image_files[0], damaged, image_files[1], tmp_path / "gone.png", image_files[2]]
+    found = list(predict(exported, mixed, batch_size=2, problems=problems))
+    assert found == list(predict(exported, [mixed[0], mixed[2], mixed[4]], batch_size=3))
+    assert list(problems) == [damaged, tmp_path / "gone.png"] and "truncated" in problems[damaged]
 
 
 def test_find_images(tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
+from tqdm import tqdm
+
 from covpool.config import Config, load_config
 from covpool.config.command_line import key_type
+from covpool.errors import UserError
 from covpool.runtime.command import new_parser
 from covpool.runtime.environment import prepare_environment
+from covpool.runtime.files import check_writable
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -71,10 +76,16 @@ def _convert(arguments: argparse.Namespace, config: Optional[Config]) -> None:
 
 
 def predict_images(argv: Sequence[str]) -> int:
-    """Predict image files from an exported file: covpool predict --file net.onnx --images DIR_OR_FILES."""
+    """Predict image files from an exported file or a checkpoint: covpool predict --file net.onnx --images DIR_OR_FILES.
+
+    Images that cannot be read are passed over and listed at the end; the exit code is then 1.
+    """
     parser = new_parser("covpool predict", predict_images.__doc__)
-    parser.add_argument("--file", type=Path, required=True, help="the exported file, .mindir or .onnx")
+    parser.add_argument(
+        "--file", type=Path, required=True, help="exported file (.mindir, .onnx), or a run's checkpoint"
+    )
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files, or folders to search")
+    parser.add_argument("--output", type=Path, help="CSV or JSON file for the predictions, instead of lines")
     parser.add_argument("--top", type=int, default=5, help="classes to name for each image (default: 5)")
     parser.add_argument(
         "--batch_size", type=key_type("batch_size"), default=16, help="images computed at once (default: 16)"
@@ -83,14 +94,32 @@ def predict_images(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.top < 1:
         parser.error("--top must be at least 1")
+    if args.output is not None:
+        if args.output.suffix not in (".csv", ".json"):
+            parser.error(f"--output must end in .csv or .json: {args.output}")
+        try:
+            check_writable(args.output)
+        except OSError as error:
+            raise UserError(f"cannot write {args.output}: {error.strerror or error}") from error
     prepare_environment()
-    from covpool.export import find_images, open_exported, predict
+    from covpool.export import find_images, open_model, predict, write_predictions
     from covpool.runtime.distributed import set_context
 
     images = find_images(args.images)
     # ONNX Runtime chooses its device by itself; MindSpore then prepares the images alone.
     set_context("GRAPH", "CPU" if args.file.suffix == ".onnx" else args.device_target)
-    for prediction in predict(open_exported(args.file, args.device_target), images, args.top, args.batch_size):
-        ranked = ", ".join(f"{c} {p:.1%}" for c, p in zip(prediction.classes, prediction.probabilities))
-        print(f"{prediction.image}: {ranked}")
+    problems: dict[Path, str] = {}
+    predictions = predict(open_model(args.file, args.device_target), images, args.top, args.batch_size, problems)
+    if args.output is not None:
+        bar = tqdm(predictions, total=len(images), desc="prediction", unit="image", disable=None, leave=False)
+        write_predictions(args.output, bar, problems)
+        print(f"{args.output}: {len(images) - len(problems)} images")
+    else:
+        for prediction in predictions:
+            ranked = ", ".join(f"{c} {p:.1%}" for c, p in zip(prediction.classes, prediction.probabilities))
+            print(f"{prediction.image}: {ranked}")
+    for problem in problems.values():
+        print(f"problem: {problem}", file=sys.stderr)
+    if problems:
+        raise UserError(f"{len(problems)} of {len(images)} images cannot be read")
     return 0

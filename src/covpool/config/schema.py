@@ -18,8 +18,10 @@ from covpool.errors import ConfigError
 
 
 def _key(section: str, default: Any, text: str, **rules: Any) -> Any:
-    value = {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {"default": default}
-    return dataclasses.field(**value, metadata={"help": text, "section": section, **rules})
+    metadata = {"help": text, "section": section, **rules}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 _network = functools.partial(_key, "Network")

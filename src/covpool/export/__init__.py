@@ -2,7 +2,7 @@
 
 from covpool.export.folding import fold_batch_norm
 from covpool.export.formats import FORMATS, ExportedModel, open_exported
-from covpool.export.predict import Prediction, find_images, predict
+from covpool.export.predict import Prediction, find_images, open_model, predict, write_predictions
 from covpool.export.run import Exported, export_checkpoint, export_network
 
 __all__ = [
@@ -15,5 +15,7 @@ __all__ = [
     "find_images",
     "fold_batch_norm",
     "open_exported",
+    "open_model",
     "predict",
+    "write_predictions",
 ]
