@@ -68,7 +68,7 @@ class NewtonSchulz(Float32Cell):
     the root of C is Y sqrt(tr(C)). A covariance of zero gives zero, with a zero gradient.
 
     The cell iterates -Y/2. T then is 3/2 I + Z(-Y/2), one addition beside each product. The factor is
-    -2 sqrt(tr(C)). docs/poolings.md says how iterations are counted, and what they cost.
+    -2 sqrt(tr(C)). docs/measurements/poolings.md says how iterations are counted.
 
     Source: Li et al., CVPR 2018, equations 3-6.
 
