@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import fcntl
 import json
 import os
 import random
@@ -79,6 +80,11 @@ def main() -> int:
         parser.error("--families NAME ... or --all")
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    lock = (output / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        parser.error(f"--output {output} is in use")
     _warm_up()
     log = output / "results.jsonl"
     results = _read(log)
