@@ -12,6 +12,7 @@ from covpool.cli import main
 from covpool.config import Config, ConfigError
 from covpool.config.command_line import Program, parse_args
 from covpool.config.entry import run_entry_point
+from covpool.config.legacy import IGNORED, OTHER_NAMES, SYNONYMS
 from covpool.config.schema import options
 from covpool.errors import UserError
 
@@ -39,6 +40,11 @@ def test_both_forms_of_an_option(file):
         ([], ["--config_path=FILE is missing"]),
         (["--confg_path=x"], ["--confg_path", "closest: --config_path"]),
         (["--config_path=FILE", "--batchsize=4"], ["'--batchsize'", "closest: --batch_size"]),
+        (["--config_path=FILE", "--epochs=4"], ["'--epochs'", "closest: --epoch_size"]),
+        (["--config_path=FILE", "--initial-checkpoint=x"], ["closest: --pre_trained"]),
+        (["--config_path=FILE", "--mixup=0.2"], ["unknown option '--mixup' (mixup is not there yet)"]),
+        (["--config_path=FILE", "--device_target=cuda"], ["one of CPU, GPU, Ascend (closest: GPU)"]),
+        (["--config_path=FILE", "--optimizer=AdamW"], ["one of sgd, momentum (AdamW is not there yet)"]),
         (["--config_path=FILE", "--batch_size"], ["'--batch_size' has no value"]),
         (["--config_path=FILE", "--batch_size", "--seed=5"], ["'--batch_size' has no value"]),
         (["--config_path=FILE", "seed=5"], ["'seed=5'", "--key=value"]),
@@ -55,6 +61,13 @@ def test_bad_usage_is_one_line(file, argv, words):
     with pytest.raises(ConfigError) as caught:
         parse_args([text.replace("FILE", str(file)) for text in argv], Program("Train."))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_other_libraries_call_things_is_up_to_date():
+    """A name that is a key here needs no entry, and one that is meant must be there."""
+    known = {*options(), *(str(choice) for option in options().values() for choice in option.choices)}
+    assert not OTHER_NAMES.keys() & {*options(), *SYNONYMS, *IGNORED}
+    assert {meant for meant in OTHER_NAMES.values() if meant} <= known
 
 
 def test_required_keys(file):

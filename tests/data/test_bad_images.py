@@ -159,6 +159,9 @@ def test_a_jpeg_with_damaged_tables_is_named(tmp_path: Path, batches: Callable) 
         damaged = whole[: place + 5] + b"\xff" * 30 + whole[place + 35 :]
         (folder / f"{number}.jpg").write_bytes(damaged if number == 5 else whole)
     source = open_source("image_folder", tmp_path, "train")
-    with pytest.raises(UserError, match=rf"^damaged image {folder}/5\.jpg: .+$"), pipeline_errors():
+    with (
+        pytest.raises(UserError, match=rf"^damaged image {folder}/5\.jpg: .+bad_images=skip.+check-data"),
+        pipeline_errors(),
+    ):
         batches(dataset(source, training=True, image_size=16, batch_size=4))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train"]

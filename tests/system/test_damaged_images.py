@@ -18,6 +18,7 @@ from covpool.training.run_folder import RunFolder
 from tests.data.image_files import bomb
 
 CONFIG = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
+ADVICE = "(--bad_images=skip leaves such images out, covpool check-data lists them)"
 TRAIN = ["train.py", CONFIG, *SMALL, "--output_path=run", "--epoch_size=1"]
 
 
@@ -47,7 +48,7 @@ def test_a_damaged_image_stops_the_training_by_name(data: Path, run: Run, tmp_pa
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     done = run(["python", *TRAIN, f"--data_path={data}", "--batch_size=8"], cwd=tmp_path, expect=1)
-    assert done.stderr == f"error: damaged image {victim}: the checksum of its IDAT chunk is wrong\n"
+    assert done.stderr == f"error: damaged image {victim}: the checksum of its IDAT chunk is wrong {ADVICE}\n"
     assert not list((tmp_path / "run").rglob("*.ckpt")) and sorted(p.name for p in tmp_path.iterdir()) == [
         "data",
         "run",
@@ -59,7 +60,7 @@ def test_a_damaged_image_stops_the_evaluation_by_name(data: Path, trained: Path,
     victim.write_bytes(b"no image")
     checkpoint = trained / "checkpoints" / "best.ckpt"
     options = [CONFIG, *SMALL, f"--data_path={data}", f"--checkpoint_file_path={checkpoint}"]
-    assert fails("eval", *options) == f"error: damaged image {victim}: the file is no image"
+    assert fails("eval", *options) == f"error: damaged image {victim}: the file is no image {ADVICE}"
 
 
 def damage(data: Path) -> list[Path]:

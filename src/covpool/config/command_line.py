@@ -12,7 +12,7 @@ from typing import Any, Callable
 from covpool.config.legacy import IGNORED, SYNONYMS
 from covpool.config.loader import COMMAND_LINE, Layer, apply_overrides, build_config, read_layer
 from covpool.config.schema import Config, options
-from covpool.config.values import Option, check, closest, resolve, show
+from covpool.config.values import Option, check, resolve, show, suggestion
 from covpool.errors import ConfigError
 
 _WIDTH = 110
@@ -142,8 +142,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{COMMAND_LINE}: {show(text)}: must have the form --key=value")
         key, sign, value = text[2:].partition("=")
         if key.partition(".")[0] not in {"config_path", *options(), *SYNONYMS, *IGNORED}:
-            near = closest(key, ["config_path", "help", *options()])
-            raise ConfigError(f"{COMMAND_LINE}: unknown option {show('--' + key)} (closest: --{near})")
+            near = suggestion(key, ["config_path", "help", *options()], "--")
+            raise ConfigError(f"{COMMAND_LINE}: unknown option {show('--' + key)} ({near})")
         if not sign:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{COMMAND_LINE}: {show(text)} has no value: must have the form --key=value")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
 
 from covpool.config.contradictions import contradictions
-from covpool.config.values import Option, check, closest, kind_of, plain, show
+from covpool.config.values import Option, check, kind_of, plain, show, suggestion
 from covpool.config.yaml_file import write_yaml
 from covpool.errors import ConfigError
 
@@ -310,5 +310,5 @@ def find_option(name: str, where: str) -> Option:
         ConfigError: Unknown key; names `where` and the closest known key.
     """
     if name not in options():
-        raise ConfigError(f"{where}: unknown key {show(name)} (closest: {closest(name, options())})")
+        raise ConfigError(f"{where}: unknown key {show(name)} ({suggestion(name, options())})")
     return options()[name]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
+from covpool.config.legacy import OTHER_NAMES
 from covpool.errors import ConfigError
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -102,6 +103,21 @@ def closest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.0)[0]
 
 
+def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Says of an unknown name what other libraries mean by it, that it is not there yet, or the known one most like it.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        prefix: Stands before a known name, `--` for one.
+    """
+    known = list(known)
+    meant = OTHER_NAMES.get(name.lower().replace("-", "_"))
+    if meant == "":
+        return f"{name} is not there yet"
+    return f"closest: {prefix}{meant if meant in known else closest(name, known)}"
+
+
 def resolve(text: str) -> bool | int | float | str | None:
     """Reads an unquoted scalar: null, boolean, decimal number (also `1e-4`), else the text itself.
 
@@ -130,7 +146,7 @@ def check(option: Option, value: object, where: str) -> Any:
     except (TypeError, ValueError, LookupError, OverflowError):
         hint = ""
         if isinstance(value, str) and option.choices and option.kind == "str":
-            hint = f" (closest: {closest(value, [str(c) for c in option.choices])})"
+            hint = f" ({suggestion(value, map(str, option.choices))})"
         elif isinstance(value, str) and option.kind not in ("str", "dict"):
             hint = ", without quotes" if resolve(value) != value else ""
         elif isinstance(value, str) and not _is_utf8(value):

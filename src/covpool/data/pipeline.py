@@ -20,6 +20,7 @@ from covpool.runtime.environment import available_cores
 
 # MindSpore passes on what a Python function raised as text: the traceback, in an error of its own.
 _RAISED = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__name__}: (.+)$", re.MULTILINE)
+_ADVICE = "--bad_images=skip leaves such images out, covpool check-data lists them"
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -150,10 +151,10 @@ def pipeline_error(error: BaseException) -> Optional[UserError]:
         error: What iterating over a dataset raised.
 
     Returns:
-        An error with the source's one line, e.g. which image is damaged; None if the cause is another.
+        An error with the source's one line, e.g. which image is damaged, and what helps; None if the cause is another.
     """
     found = _RAISED.search(str(error))
-    return UserError(found.group(1)) if found else None
+    return UserError(f"{found.group(1)} ({_ADVICE})") if found else None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from covpool.build import architecture, build_dataset, build_model, build_source, image_transform, with_checkpoint
 from covpool.checkpoints.format import load_network, other_classes, read_checkpoint
 from covpool.config import Config
+from covpool.data.decoding import printable
 from covpool.errors import UserError
 from covpool.evaluation.evaluate import describe_overflow, evaluate, numpy_batches
 from covpool.evaluation.report import describe_mistakes, write_report
@@ -53,7 +54,13 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
     if not difference and len(source.class_names) > config.num_classes:
         difference = f"it has {config.num_classes} outputs, the data has {len(source.class_names)} classes"
     if difference:
-        raise UserError(f"{checkpoint.path} does not fit the classes of {config.data_path}: {difference}")
+        names = [printable(name) for name in checkpoint.about.get("class_names", [])]
+        listed = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+        raise UserError(
+            f"{checkpoint.path} does not fit the classes of {config.data_path}: {difference}. Give a data set whose "
+            f"train/ has a folder for each class of the training{listed}; or train on this one, starting from these "
+            f"weights: --pre_trained={checkpoint.path}"
+        )
     started = time.monotonic()
     pace = Pace(numpy_batches(build_dataset(config, source, False, world)))
     batches: Iterable[Any] = pace
