@@ -185,7 +185,7 @@ def fast_mpn(folder: Path) -> None:
     for iterations, colour in ((1, BLUE), (3, ORANGE), (5, GREEN), (10, "#CC79A7")):
         axes[3].loglog(value, newton_schulz(value, iterations), color=colour, label=f"iterations = {iterations}")
     axes[3].loglog(value, np.sqrt(value), "--", color="black", linewidth=1, label="square root")
-    axes[3].set(title="result for an eigenvalue of $A = C / \\mathrm{tr}(C)$", xlabel="eigenvalue")
+    axes[3].set(title="result for an eigenvalue of $A = C / \\mathrm{tr}(C)$", xlabel="eigenvalue", ylim=(2e-6, 1.5))
     axes[3].legend(frameon=False, fontsize=9)
     save(figure, folder / "fast_mpn.png")
 
