@@ -15,7 +15,20 @@ from benchmarks.fault_families.material import EPOCHS, config, evaluated, known
 from benchmarks.fault_families.trial import Ended, Trial, become, interpreter, limit
 
 _USER = 65534  # nobody
-_NAMES = ("a b", "a\nb", "é", "\udcff", "net[1]", "a**b", "a:b", "'\"", "-x", "x" * 255, "x" * 256, "epoch_0001.ckpt")
+_NAMES: tuple[str, ...] = (
+    "a b",
+    "a\nb",
+    "é",
+    "\udcff",
+    "net[1]",
+    "a**b",
+    "a:b",
+    "'\"",
+    "-x",
+    "x" * 255,
+    "x" * 256,
+    "epoch_0001.ckpt",
+)
 _NAMES += ("a/b/c", "./x/../y", ".hidden", "x.tmp", "~/x", "", ".", "link", "dangling", "file", "file/x", "null")
 _NAMES += ("full", "/proc/x", "fifo", "\u202ex", "%s", "$HOME", "loop", "x/", "\\", "CON", "a=b", "\t")
 
@@ -225,6 +238,12 @@ def _no_passwd() -> None:
     become(12345)
 
 
+def _leave_no_folder() -> None:
+    Path("gone").mkdir()
+    os.chdir("gone")
+    Path("../gone").rmdir()
+
+
 _STARTS: dict[str, Callable[[], Any]] = {
     "umask 777": lambda: os.umask(0o777),
     "umask 000": lambda: os.umask(0),
@@ -236,7 +255,7 @@ _STARTS: dict[str, Callable[[], Any]] = {
     "no core": lambda: limit(resource.RLIMIT_CORE, 0),
     "one core": lambda: os.sched_setaffinity(0, {0}),
     "seconds": lambda: limit(resource.RLIMIT_CPU, 3),
-    "folder gone": lambda: (Path("gone").mkdir(), os.chdir("gone"), Path("../gone").rmdir()),
+    "folder gone": _leave_no_folder,
     "folder of another": lambda: os.chdir("/proc/1"),
 }
 _PLANTED = ("mindspore", "numpy", "yaml", "covpool", "random", "json", "sitecustomize", "PIL", "mpi4py")

@@ -93,7 +93,14 @@ _READ = (
     "images",
     "class_names",
 )
-_KEPT = ("index.json", "metrics.jsonl", "best.ckpt", f"epoch_{EPOCHS:04d}.ckpt", "epoch_0002.ckpt", "config.yaml")
+_KEPT: tuple[str, ...] = (
+    "index.json",
+    "metrics.jsonl",
+    "best.ckpt",
+    f"epoch_{EPOCHS:04d}.ckpt",
+    "epoch_0002.ckpt",
+    "config.yaml",
+)
 _KEPT += ("bad_images_train.json", "environment.json", "curves.png", "train.log", "checkpoints", "epoch_0009.ckpt")
 
 

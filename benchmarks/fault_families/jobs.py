@@ -70,7 +70,12 @@ def double_faults(trial: Trial) -> None:
     rng = trial.rng
     expected = _reference(trial)
     words = _words(trial)
-    kills = (("0", signal.SIGKILL), ("1", signal.SIGKILL), ("scheduler", signal.SIGKILL), ("0", signal.SIGTERM))
+    kills: tuple[tuple[str, signal.Signals], ...] = (
+        ("0", signal.SIGKILL),
+        ("1", signal.SIGKILL),
+        ("scheduler", signal.SIGKILL),
+        ("0", signal.SIGTERM),
+    )
     kills += (("1", signal.SIGTERM), ("0", signal.SIGSTOP), ("1", signal.SIGSTOP), ("1", signal.SIGSEGV))
     faults = rng.sample(kills, 2)
     damage = rng.choice(("", "", "newest cut", "index cut", "metrics cut", "best flipped"))

@@ -25,7 +25,7 @@ def damaged_kernels(trial: Trial) -> None:
     library = next(mine.glob("*.so"))
     whole = library.read_bytes()
     content = bytearray(whole)
-    kinds = (
+    kinds: tuple[str, ...] = (
         "flipped",
         "flipped",
         "flipped",

@@ -80,7 +80,7 @@ def _hostile(rng: random.Random) -> tuple[str, bytes]:
         head = b"\x80\x04c" + f"{module}\n{name}\n".encode()
         return head + pickle.dumps(arguments, 4)[2:-1].replace(b"\x95", b"\x95", 1) + b"R."
 
-    names = (
+    names: tuple[tuple[str, str], ...] = (
         ("os", "system"),
         ("posix", "system"),
         ("subprocess", "getoutput"),

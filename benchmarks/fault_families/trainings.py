@@ -101,7 +101,15 @@ def changed_data(trial: Trial) -> None:
     run = trial.copy_run()
     train, val = data / "train", data / "val"
     both = (train, val)
-    kinds = ("renamed", "exchanged", "class more", "class less", "class in train only", "images less", "images more")
+    kinds: tuple[str, ...] = (
+        "renamed",
+        "exchanged",
+        "class more",
+        "class less",
+        "class in train only",
+        "images less",
+        "images more",
+    )
     kinds += (
         "other images",
         "empty class",
