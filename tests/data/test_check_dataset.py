@@ -182,7 +182,7 @@ def test_too_few_images(check: Callable, folder: Path) -> None:
 
 def test_missing_folders(check: Callable, folder: Path) -> None:
     shutil.rmtree(folder / "val")
-    assert check() == (0, [], [("no folder", "val", "is missing: nothing to evaluate on without val_fraction")])
+    assert check() == (0, [], [("no folder", "val", "is missing: val_fraction can replace it")])
     shutil.rmtree(folder / "train")
     assert check()[:2] == (1, [("no folder", "train", "is missing: the classes are its folders")])
     (folder / "train").mkdir()

@@ -94,7 +94,7 @@ def _list_split(root: Path, split: str, report: Report) -> dict[str, list[str]]:
     """Files by class folder, as paths below the root; what cannot be listed goes to the report."""
     if not (root / split).is_dir():
         is_needed = split == "train"
-        what = "is missing: the classes are its folders" if is_needed else "is missing: nothing to evaluate on without val_fraction"
+        what = "is missing: the classes are its folders" if is_needed else "is missing: val_fraction can replace it"
         report.findings.append(Finding(is_needed, "no folder", what, split))
         return {}
     classes: dict[str, list[str]] = {}
