@@ -12,6 +12,7 @@ import torch  # after mindspore: both bring an OpenMP runtime
 from safetensors.numpy import load_file, save_file
 
 from covpool.checkpoints import (
+    conversion,
     convert_file,
     convert_state_dict,
     read_ckpt,
@@ -21,6 +22,7 @@ from covpool.checkpoints import (
     write_safetensors,
 )
 from covpool.errors import UserError
+from covpool.models import create_model
 from tests.checkpoints.checkpoint_files import paddle_dict, same, tensors
 
 
@@ -136,3 +138,15 @@ def test_endings_of_outputs(tmp_path):
     with pytest.raises(UserError, match=r"must end with \.safetensors"):
         write_safetensors(tmp_path / "model.bin", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_differs_after_writing_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = create_model("resnet10", pooling="gap", num_classes=3, base_width=4)
+    source, output = tmp_path / "a.ckpt", tmp_path / "b.safetensors"
+    write_ckpt(source, {p.name: p for p in network.get_parameters()})
+    output.write_bytes(b"an earlier file")
+    read = conversion.read_state_dict
+    monkeypatch.setattr(conversion, "read_state_dict", lambda path: {k: v + 1 for k, v in read(path).items()})
+    with pytest.raises(UserError, match="differs after writing"):
+        convert_file(source, output, "safetensors")
+    assert output.read_bytes() == b"an earlier file" and len(list(tmp_path.iterdir())) == 2

@@ -32,13 +32,22 @@ def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
     return read_checkpoint(path).network
 
 
-def write_ckpt(path: Path, parameters: Mapping[str, ms.Parameter], about: Optional[Mapping[str, Any]] = None) -> None:
+Check = Callable[[Path], None]  # of a file that is written, but does not bear its name yet
+
+
+def write_ckpt(
+    path: Path,
+    parameters: Mapping[str, ms.Parameter],
+    about: Optional[Mapping[str, Any]] = None,
+    check: Optional[Check] = None,
+) -> None:
     """Write a MindSpore checkpoint with checksum; whole or not at all.
 
     Args:
         path: A `.ckpt` file.
         parameters: Name -> parameter.
         about: Facts that JSON can hold.
+        check: Raises an error where the file must not appear.
 
     Raises:
         UserError: Wrong ending, or the file cannot be written.
@@ -49,15 +58,17 @@ def write_ckpt(path: Path, parameters: Mapping[str, ms.Parameter], about: Option
         path,
         ".ckpt",
         lambda temporary: ms.save_checkpoint(entries, str(temporary), append_dict=facts, crc_check=True),
+        check,
     )
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], check: Optional[Check] = None) -> None:
     """Write arrays as safetensors; whole or not at all.
 
     Args:
         path: A `.safetensors` file.
         arrays: Name -> array.
+        check: Raises an error where the file must not appear.
 
     Raises:
         UserError: Wrong ending, the package safetensors is missing, or the file cannot be written.
@@ -67,7 +78,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     except ImportError:
         raise needs("safetensors", path) from None
     content = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    _write(path, ".safetensors", lambda temporary: save_file(content, temporary, metadata={"format": "pt"}))
+    _write(path, ".safetensors", lambda temporary: save_file(content, temporary, metadata={"format": "pt"}), check)
 
 
 def read_parameters(path: Path) -> dict[str, ms.Parameter]:
@@ -130,33 +141,37 @@ def convert_file(
         left_out = set(kept) - set(fresh)
         result = {name: p for name, p in network.parameters_and_names() if name not in left_out}
     facts = {key: value for key, value in checkpoint.about.items() if key == "conventions"}
+
+    def check(written: Path) -> None:
+        again = read_ckpt(written) if to == "ckpt" else convert_state_dict(read_state_dict(written))
+        for name, parameter in result.items():
+            if to == "safetensors" and name == COUNTER:  # PyTorch has no such entry
+                continue
+            if not np.array_equal(again[name].asnumpy(), parameter.asnumpy(), equal_nan=True):
+                raise UserError(f"{output}: {name} differs after writing; nothing was written")
+
     if to == "ckpt":
-        write_ckpt(output, result, facts)
-        again = read_ckpt(output)
+        write_ckpt(output, result, facts, check)
     else:
-        write_safetensors(output, to_pytorch(result))
+        write_safetensors(output, to_pytorch(result), check)
         if facts:
             logger.warning(
                 "%s: the names do not say that this network computes as MindSpore's ports do (eps 1e-4 in residual "
                 "blocks, in networks of bottlenecks 'same' padding): PyTorch must be told",
                 output,
             )
-        again = convert_state_dict(read_state_dict(output))
-    for name, parameter in result.items():
-        if to == "safetensors" and name == COUNTER:  # PyTorch has no such entry
-            continue
-        if not np.array_equal(again[name].asnumpy(), parameter.asnumpy(), equal_nan=True):
-            raise UserError(f"{output}: {name} differs after writing")
     taken = set(result) - set(fresh)
     return Report(list(result), fresh, [name for name in parameters if name not in taken])
 
 
-def _write(path: Path, ending: str, write: Callable[[Path], None]) -> None:
+def _write(path: Path, ending: str, write: Callable[[Path], None], check: Optional[Check]) -> None:
     if path.suffix != ending:
         raise UserError(f"{path}: the output must end with {ending}", exit_code=2)
     try:
         with whole_file(path) as temporary:
             write(temporary)
+            if check is not None:
+                check(temporary)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: cannot be written ({reason})") from error
