@@ -164,7 +164,7 @@ def test_pynative_mode(images: Path, run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "export.py"])
 def test_help_and_usage_errors(run: Run, tmp_path: Path, script: str) -> None:
     done = run(["python", script, "--help"], cwd=tmp_path)
-    assert "--net_name" in done.stdout and "--config_path" in done.stdout
+    assert "--device_target" in done.stdout and "--config_path" in done.stdout
     done = run(["python", script, CONFIG, "--bath_size=3"], cwd=tmp_path, expect=2)
     assert done.stderr.startswith("error: ") and "batch_size" in done.stderr and done.stderr.count("\n") == 1
     run(["python", script], cwd=tmp_path, expect=2)
