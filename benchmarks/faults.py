@@ -1,7 +1,7 @@
 """Tries faults of many families on the commands, from outside, and counts what was survived.
 
-    python benchmarks/faults.py --families command_lines yaml --count 100 --seed 1 --output outputs/faults
-    python benchmarks/faults.py --all --output outputs/faults
+    python -m benchmarks.faults --families command_lines yaml --count 100 --seed 1 --output outputs/faults
+    python -m benchmarks.faults --all --output outputs/faults
 
 Survived is: a correct result, or one clear line (`error: ...`) with exit code 1 or 2 (a signal's own after a saved
 stop); nothing lost (checkpoints, records, results), nothing left (processes, hidden or temporary files), nothing
@@ -25,9 +25,6 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any, Callable
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.fault_families import (
     checkpoints,

@@ -28,6 +28,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from covpool.research.tables import table as markdown_table
 from covpool.runtime.command import new_parser
 from covpool.runtime.environment import available_cores
 
@@ -221,8 +222,7 @@ def heading(about: Mapping[str, Any]) -> list[str]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Lines of a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return markdown_table(head, rows)
 
 
 def arguments_of(description: str) -> argparse.ArgumentParser:

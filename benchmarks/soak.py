@@ -1,6 +1,6 @@
 """Trains a small network with random faults, resumes after each, and counts what was lost.
 
-    python benchmarks/soak.py --minutes 10 --seed 0 --output outputs/soak
+    python -m benchmarks.soak --minutes 10 --seed 0 --output outputs/soak
 
 Faults come in shuffled rounds of all kinds: the training is killed (SIGKILL) or asked to stop (SIGTERM, SIGUSR1); its
 newest checkpoint is damaged after a kill (a flipped byte, a file cut short); an image is damaged between two starts
@@ -25,8 +25,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.soak_training import KINDS, Soak
 

@@ -22,7 +22,7 @@ ORDER = (
     ("pooling",),
     ("data",),
     ("config",),
-    ("plots",),
+    ("plots", "metrics"),
     ("runtime",),
     ("errors", "registry"),
 )

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # The keys of the image transform, as in ``ImageTransform``: side, crop ratio, interpolation, mean, std.
 TRANSFORM = ("eval_image_size", "eval_crop_ratio", "interpolation", "mean", "std")
-_MEANINGLESS_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
+_DROPOUT_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
 
 
 def resolve_class_num(config: Config, where: Source | Checkpoint) -> Config:
@@ -178,7 +178,7 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
     rank = world.rank if world else 0
     for _, cell in network.cells_and_names():
         if isinstance(cell, CounterUniform):
-            cell.seed = config.seed * _MEANINGLESS_SEED_STRIDE + rank
+            cell.seed = config.seed * _DROPOUT_SEED_STRIDE + rank
         if config.freeze_bn and isinstance(cell, nn.BatchNorm2d):
             cell.use_batch_statistics = False
     return network
@@ -242,11 +242,11 @@ def build_source(config: Config, split: str, world: World, cache: Path | None = 
         if problems:
             logger.warning("%d bad images of %s left out, %d used", len(problems), split, source.num_samples)
     if split == "train" and config.train_images is not None:
-        source = _some(source, config.train_images)
+        source = _first_images(source, config.train_images)
     return source
 
 
-def _some(source: Source, count: int) -> Source:
+def _first_images(source: Source, count: int) -> Source:
     """The same images for every seed, so that seeds differ in initialisation and order alone."""
     if count > source.num_samples:
         raise UserError(f"train_images = {count}: there are {source.num_samples} images to train on", exit_code=2)

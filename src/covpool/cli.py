@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Optional
 
-from covpool.errors import UserError
+from covpool.errors import UserError, nearest
 from covpool.runtime.command import exit_code_of
 from covpool.runtime.distributed import leave
 
@@ -29,7 +28,7 @@ def _dispatch(words: Sequence[str]) -> int:
         return 0 if words else 2
     name, *rest = words
     if name not in _COMMANDS:
-        near = difflib.get_close_matches(name, _COMMANDS, n=1, cutoff=0.0)[0]
+        near = nearest(name, _COMMANDS)[0]
         raise UserError(f"unknown command {name!r} (closest: {near}; covpool --help lists them)", 2)
     module, function = _COMMANDS[name][0].split(":")
     command = getattr(importlib.import_module(f"covpool.commands.{module}"), function)

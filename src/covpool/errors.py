@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """An expected failure: its message is one clear line for the user.
@@ -25,3 +28,8 @@ class ConfigError(UserError, ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # file names may hold line breaks
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.0) -> list[str]:
+    """The known names most like the given one, the best first: at most ``count``, each with a ratio of ``cutoff``."""
+    return difflib.get_close_matches(name, sorted(known), count, cutoff)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Callable, Dict, Generic, List, TypeVar
 
-from covpool.errors import UserError
+from covpool.errors import UserError, nearest
 
 EntryT = TypeVar("EntryT")
 
@@ -16,7 +15,7 @@ class UnknownNameError(UserError, ValueError):
     exit_code = 2
 
     def __init__(self, kind: str, name: object, names: List[str]) -> None:
-        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+        near = nearest(str(name), names, 3, 0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         super().__init__(f"Unknown {kind} {name!r}.{hint} Known names: {', '.join(names) or 'none'}.")
 

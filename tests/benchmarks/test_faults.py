@@ -15,7 +15,7 @@ from benchmarks.fault_families import wire
 from benchmarks.fault_families.trial import Trial, adopt_orphans
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = [sys.executable, str(ROOT / "benchmarks" / "faults.py")]
+SCRIPT = [sys.executable, "-m", "benchmarks.faults"]
 NOTICED = {
     "a crash": ("kill -SEGV $$", "crash: SIGSEGV"),
     "another exit code": ("exit 7", "code: 7"),
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_read_as_it_was_written() -> None:
 def test_faults_follow_from_the_seed_and_are_not_tried_twice(tmp_path: Path) -> None:
     command = [*SCRIPT, "--families", "yaml", "--output", str(tmp_path / "out")]
     for words in (["--count=3"], ["--count=4"], ["--seed=1", "--count=3"]):
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [(line["seed"], line["number"]) for line in lines] == [(0, n) for n in range(4)] + [(1, n) for n in range(3)]
@@ -102,5 +102,5 @@ def test_faults_follow_from_the_seed_and_are_not_tried_twice(tmp_path: Path) -> 
 def test_one_fault_of_each_cheap_family(tmp_path: Path) -> None:
     cheap = ["command_lines", "images", "crafted_checkpoints", "crafted_exports", "pickles", "foreign_files"]
     command = [*SCRIPT, "--families", *cheap, "--count=1", "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0 and "| all | 6 | 6 |" in done.stdout, done.stdout + done.stderr

@@ -17,15 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), "--seed=0", f"--output={tmp_path / 'soak'}"]
-    done = subprocess.run([*command, "--minutes=0.1", "--images=21"], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "benchmarks.soak", "--seed=0", f"--output={tmp_path / 'soak'}"]
+    done = subprocess.run(
+        [*command, "--minutes=0.1", "--images=21"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "soak" / "soak.json").read_text())
     assert report["starts"] >= 2 and sum(report["faults"].values()) == report["starts"] - 1
     assert report["faults"] == report["survived"] and report["problems"] == []
     assert report["steps_lost_beyond_the_last_checkpoint"] == 0 and report["processes_left"] == 0
     assert "| kill |" in done.stdout
-    again = subprocess.run([*command, "--minutes=0.1"], capture_output=True, text=True, timeout=60)
+    again = subprocess.run([*command, "--minutes=0.1"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert again.returncode == 2 and "is not empty" in again.stderr
 
 

@@ -14,9 +14,17 @@ from covpool.research.compare_runs import comparison_table, plot_comparison, rea
 
 RECORDS = [
     {"kind": "step", "epoch": 1, "step": 5, "loss": 2.0},
-    {"kind": "epoch", "epoch": 1, "loss": 1.5, "top_1_accuracy": 0.5, "train_s": 10.0, "learning_rate": 0.1},
-    {"kind": "epoch", "epoch": 2, "loss": 1.0, "top_1_accuracy": 0.75, "train_s": 12.0, "learning_rate": 0.1},
-    {"kind": "epoch", "epoch": 3, "loss": 0.9, "top_1_accuracy": 0.7, "train_s": 11.0, "learning_rate": 0.1},
+    {"kind": "epoch", "step": 1, "epoch": 1, "loss": 1.5, "top_1_accuracy": 0.5, "train_s": 10.0, "learning_rate": 0.1},
+    {
+        "kind": "epoch",
+        "step": 1,
+        "epoch": 2,
+        "loss": 1.0,
+        "top_1_accuracy": 0.75,
+        "train_s": 12.0,
+        "learning_rate": 0.1,
+    },
+    {"kind": "epoch", "step": 1, "epoch": 3, "loss": 0.9, "top_1_accuracy": 0.7, "train_s": 11.0, "learning_rate": 0.1},
 ]
 
 

@@ -15,6 +15,7 @@ from covpool.research.compare_runs import comparison_table, plot_comparison, rea
 from covpool.research.robustness.metrics import relative_errors
 from covpool.research.robustness.plot import plot_groups
 from covpool.research.study.report import spread, spread_text
+from covpool.research.tables import table
 from covpool.runtime.command import named_paths, new_parser
 from covpool.runtime.files import read_text, write_json
 
@@ -102,14 +103,11 @@ def _corruption_errors(path: Path) -> dict[str, float]:
 
 
 def _robustness_table(figures: dict[str, Any], reference: str) -> str:
-    lines = [
-        f"| network | n | mean error (%) | mCE relative to {reference} (%) |",
-        "| --- | --- | --- | --- |",
+    rows = [
+        (name, entry["n"], spread_text(entry["mean_error"], 100, 2), spread_text(entry["relative_mce"], 1, 1))
+        for name, entry in figures.items()
     ]
-    for name, entry in figures.items():
-        error, relative = entry["mean_error"], entry["relative_mce"]
-        lines.append(f"| {name} | {entry['n']} | {spread_text(error, 100, 2)} | {spread_text(relative, 1, 1)} |")
-    return "\n".join(lines)
+    return "\n".join(table(("network", "n", "mean error (%)", f"mCE relative to {reference} (%)"), rows))
 
 
 def dropcov_rate(argv: Sequence[str]) -> int:
@@ -137,11 +135,13 @@ def dropcov_rate(argv: Sequence[str]) -> int:
         }
         if arguments.plot:
             plot_rates(courses, arguments.plot, "DropCov's adaptive rate over training")
-    print("| run | " + " | ".join(f"epoch {record['epoch']}" for record in next(iter(courses.values()))[0]) + " |")
-    print("| --- |" + " --- |" * len(next(iter(courses.values()))[0]))
-    for name, runs in courses.items():
-        for run, folder in zip(runs, named[name]):
-            print(f"| {name} {folder.name} | " + " | ".join(f"{record['rate']:.3f}" for record in run) + " |")
+    head = ["run", *(f"epoch {record['epoch']}" for record in next(iter(courses.values()))[0])]
+    rows = [
+        (f"{name} {folder.name}", *(f"{record['rate']:.3f}" for record in run))
+        for name, runs in courses.items()
+        for run, folder in zip(runs, named[name])
+    ]
+    print("\n".join(table(head, rows)))
     if arguments.output:
         write_json(arguments.output, courses)
     return 0

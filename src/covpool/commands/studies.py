@@ -20,6 +20,7 @@ from covpool.errors import UserError
 from covpool.research.study.report import markdown, plot_final, plot_study, spread, spread_text, write_summary
 from covpool.research.study.runner import State, run_study, states
 from covpool.research.study.spec import Run, Study, read_study
+from covpool.research.tables import table
 from covpool.runtime.command import new_parser
 from covpool.runtime.files import write_json
 from covpool.runtime.signals import StopRequest
@@ -177,12 +178,13 @@ def _landscape_records(config: Config, path: Path, every: int) -> Records:
 def _finish_landscape(runs: dict[str, list[Records]], name: str, path: Path) -> None:
     from covpool.research.landscape import band_widths, mean_records, plot_landscape
 
-    print("| pooling | n | probed steps | mean width of the loss band | mean width of the gradient band |")
-    print("| --- | --- | --- | --- | --- |")
+    head = ("pooling", "n", "probed steps", "mean width of the loss band", "mean width of the gradient band")
+    rows = []
     for pooling, records in runs.items():
         widths = [band_widths(found) for found in records]
         cells = [spread_text(spread([width[key] for width in widths]), 1, 3) for key in ("loss", "gradient")]
-        print(f"| {pooling} | {len(records)} | {len(records[0])} | {' | '.join(cells)} |")
+        rows.append((pooling, len(records), len(records[0]), *cells))
+    print("\n".join(table(head, rows)))
     means = {pooling: mean_records(records) for pooling, records in runs.items()}
     seeds = len(next(iter(runs.values())))
     count = f" (mean of {seeds} seeds)" if seeds > 1 else ""

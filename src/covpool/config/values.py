@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
 from covpool.config.legacy import OTHER_NAMES
-from covpool.errors import ConfigError
+from covpool.errors import ConfigError, nearest
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -100,7 +99,7 @@ def show(value: object) -> str:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """Returns the known name most like the given one."""
-    return difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.0)[0]
+    return nearest(name.lower(), known)[0]
 
 
 def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:

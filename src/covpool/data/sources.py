@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -11,7 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from covpool.data.decoding import MAX_PIXELS, decode_image
-from covpool.errors import UserError
+from covpool.errors import UserError, nearest
 
 # Mean and standard deviation of the red, green and blue values (1 = full scale) over the ImageNet training images;
 # the constants of torchvision and of nearly every published ImageNet model.
@@ -96,7 +95,7 @@ def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
     """Raise UserError that names the allowed values, and the nearest one, unless ``value`` is among them."""
     if value in allowed:
         return
-    near = difflib.get_close_matches(str(value), allowed, n=1)
+    near = nearest(str(value), allowed, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"unknown {what} {value!r}: allowed are {', '.join(allowed)}{hint}")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from covpool.errors import UserError
+from covpool.metrics import read_records
+from covpool.research.tables import table
 from covpool.runtime.files import whole_file
 
 _STYLES = ("-o", "--s", "-.^", ":D", "-v", "--P", "-.X", ":*")
@@ -22,8 +23,7 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run} is no run folder: it has no metrics.jsonl")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    epochs = [r for r in records if r["kind"] == "epoch" and "top_1_accuracy" in r]
+    epochs = [r for r in read_records(path, "epoch") if r.get("top_1_accuracy") is not None]
     if not epochs:
         raise UserError(f"{run}: no evaluated epoch yet")
     return epochs
@@ -31,19 +31,15 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
 
 def comparison_table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Markdown: last and best top-1, training loss and seconds of training per epoch (median) of each run."""
-    lines = [
-        "| run | epochs | top-1 (%) | best top-1 (%) | training loss | seconds per epoch |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ("run", "epochs", "top-1 (%)", "best top-1 (%)", "training loss", "seconds per epoch")
+    rows = []
     for name, epochs in runs.items():
         seconds = sorted(e["train_s"] for e in epochs)[len(epochs) // 2]
-        best = max(e["top_1_accuracy"] for e in epochs)
+        accuracies = [100 * e["top_1_accuracy"] for e in epochs]
         last = epochs[-1]
-        lines.append(
-            f"| {name} | {last['epoch']} | {100 * last['top_1_accuracy']:.2f} | {100 * best:.2f} | "
-            f"{last['loss']:.3f} | {seconds:.0f} |"
-        )
-    return "\n".join(lines)
+        figures = (f"{accuracies[-1]:.2f}", f"{max(accuracies):.2f}", f"{last['loss']:.3f}", f"{seconds:.0f}")
+        rows.append((name, last["epoch"], *figures))
+    return "\n".join(table(head, rows))
 
 
 def plot_comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str = "") -> None:

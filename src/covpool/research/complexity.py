@@ -15,6 +15,7 @@ from mindspore.common.api import _cell_graph_executor
 from mindspore.train.mind_ir_pb2 import ModelProto
 
 from covpool.models import create_model
+from covpool.research.tables import table_head
 
 _CONVOLUTIONS = ("Conv2D", "Conv3D")
 _PRODUCTS = ("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Dense")
@@ -137,8 +138,8 @@ def table(
         raise ValueError(f"image_size must be at least 1, not {image_size}")
     sizes = {"image_size": image_size, "reduction_dim": reduction_dim, "num_classes": num_classes}
     notes: list[str] = []
-    yield "| network | pooling | parameters (M) | published | difference | multiply-adds (G) | published | difference |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    figures = ("parameters (M)", "published", "difference", "multiply-adds (G)", "published", "difference")
+    yield from table_head(["network", "pooling", *figures])
     for model in models:
         for pooling in poolings:
             network = create_model(model, pooling=pooling, reduction_dim=reduction_dim, num_classes=num_classes)

@@ -21,9 +21,7 @@ from covpool.config import Config
 from covpool.data import pipeline_errors, steps_per_epoch
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
-from covpool.training.losses import LabelSmoothingCrossEntropy
-from covpool.training.optimizers import build_optimizer
-from covpool.training.schedules import learning_rates
+from covpool.training.step import recipe_loss, recipe_optimizer, recipe_rates
 
 LENGTHS = np.linspace(0.1, 75.0, 50)
 
@@ -124,28 +122,8 @@ def record_landscape(config: Config, every: int) -> Iterator[dict[str, float]]:
     config = resolve_class_num(config, source)
     steps = steps_per_epoch(source.num_samples, config.batch_size)
     network = build_model(config)
-    loss = LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0)
-    rates = learning_rates(
-        config.lr_decay_mode,
-        lr_max=config.lr_max,
-        lr_init=config.lr_init,
-        lr_end=config.lr_end,
-        epochs=config.epoch_size,
-        steps_per_epoch=steps,
-        warmup_epochs=config.warmup_epochs,
-        milestones=config.lr_epochs,
-        gamma=config.lr_gamma,
-        family=config.lr_family,
-        designed_epochs=config.lr_designed_epochs,
-    )
-    optimizer = build_optimizer(
-        list(network.trainable_params()),
-        rates,
-        kind=config.optimizer,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
+    loss = recipe_loss(config)
+    optimizer = recipe_optimizer(config, network, recipe_rates(config, steps))
     train = nn.TrainOneStepCell(nn.WithLossCell(network, loss), optimizer).set_train()
     probe = Probe(network, loss)
     step = 0

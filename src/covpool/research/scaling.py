@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from covpool.research.tables import table_head, table_row
+
 # Forward one part, backward two: gradients by inputs and by weights. A multiply-add is two operations.
 OPERATIONS_PER_MULTIPLY_ADD = 2
 TRAINING_PASSES = 3
@@ -131,11 +133,12 @@ def predict(
 
 def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     """Lines of a Markdown table."""
-    yield (
-        "| devices | global batch | steps / epoch | compute (ms) | sent per device (MB) | all-reduce (ms) | "
-        "step, overlapped - serial (ms) | images/s | efficiency | storage (GB/s) | linear rate |"
+    yield from table_head(
+        [
+            *("devices", "global batch", "steps / epoch", "compute (ms)", "sent per device (MB)", "all-reduce (ms)"),
+            *("step, overlapped - serial (ms)", "images/s", "efficiency", "storage (GB/s)", "linear rate"),
+        ]
     )
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for p in predictions:
         best, worst = p.efficiency
         cells = [
@@ -151,4 +154,4 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
             f"{p.storage_bytes_per_s / 1e9:.2f}",
             f"{p.learning_rate:g}",
         ]
-        yield f"| {' | '.join(cells)} |"
+        yield table_row(cells)

@@ -16,8 +16,9 @@ from typing import Any
 
 from covpool.config import Config
 from covpool.errors import UserError
+from covpool.metrics import read_records
 from covpool.runtime.environment import environment_report
-from covpool.runtime.files import open_regular, read_bytes, write_json, write_text
+from covpool.runtime.files import open_regular, write_json, write_text
 from covpool.training.tensorboard import Events
 
 logger = logging.getLogger(__name__)
@@ -201,19 +202,7 @@ class RunFolder:
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """The objects of a kind: 'step', 'epoch', or 'evaluation' for one that was NaN."""
-        return [record for record in self._all_records() if record["kind"] == kind]
-
-    def _all_records(self) -> list[dict[str, Any]]:
-        """All objects; damaged lines, such as a last one that a kill cut short, are left out with a warning."""
-        try:
-            lines = read_bytes(self.metrics).splitlines() if os.path.lexists(self.metrics) else []
-        except OSError as error:
-            raise UserError(f"cannot read {self.metrics}: {error.strerror or error}") from error
-        found = [record for record in map(_record, lines) if record is not None]
-        if len(found) < len(lines):
-            count = len(lines) - len(found)
-            logger.warning("%s: %d damaged line%s left out", self.metrics, count, "" if count == 1 else "s")
-        return found
+        return read_records(self.metrics, kind)
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Drop the records of epochs after ``epoch`` and of steps after ``step``: a resumed run makes them again.
@@ -226,7 +215,7 @@ class RunFolder:
             return
         kept = [
             record
-            for record in self._all_records()
+            for record in read_records(self.metrics)
             if record["epoch"] <= epoch
             or (record["kind"] == "step" and record["epoch"] == epoch + 1 and record["step"] <= step)
         ]
@@ -237,13 +226,3 @@ class RunFolder:
 def _line(record: dict[str, Any]) -> str:
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(plain, allow_nan=False) + "\n"
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """A line of ``metrics.jsonl``; None if it is damaged."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(record, dict) and all(isinstance(record.get(key), int) for key in ("epoch", "step"))
-    return record if whole and isinstance(record.get("kind"), str) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from covpool.plots import COLOURS, new_figure, save, style
+from covpool.research import tables
 from covpool.research.study.runner import State
 from covpool.research.study.spec import Group, Run, Study
 from covpool.runtime.files import write_json, write_text
@@ -97,7 +98,7 @@ def spread_text(figure: Mapping[str, Any], factor: float, digits: int) -> str:
 def markdown(study: Study, groups: Sequence[Mapping[str, Any]]) -> str:
     """The table, mean ± standard deviation."""
     heads, rows = table(study, groups)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]) + "\n"
+    return "\n".join(tables.table(heads, rows)) + "\n"
 
 
 def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> list[dict[str, Any]]:

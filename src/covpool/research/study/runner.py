@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import subprocess
 import tempfile
@@ -18,8 +17,9 @@ import yaml
 
 from covpool.config import Config, load_config
 from covpool.errors import UserError
+from covpool.metrics import read_records
 from covpool.research.study.spec import Run, Study
-from covpool.runtime.files import open_regular, read_bytes, write_text
+from covpool.runtime.files import open_regular, write_text
 from covpool.runtime.processes import ends_with_this_process, python_command
 from covpool.runtime.signals import SIGNALS, StopRequest
 
@@ -67,7 +67,7 @@ def state_of(folder: Path, config: Config) -> State:
                 )
     failure = folder / _FAILURE
     return State(
-        _read_epochs(folder / "metrics.jsonl"),
+        read_records(folder / "metrics.jsonl", "epoch"),
         config.epoch_size,
         failure.read_text(encoding="utf-8").strip() if failure.is_file() else "",
     )
@@ -88,22 +88,6 @@ class _Training:
         if not self.stopping and self.process.poll() is None:
             self.process.terminate()
         self.stopping = True
-
-
-def _read_epochs(path: Path) -> list[dict[str, Any]]:
-    """Epoch records of a run; none where there is no run yet. A line that is being written is passed over.
-
-    ``covpool.training`` has a reader, too, but imports MindSpore, which a study leaves to its trainings.
-    """
-    found: dict[int, dict[str, Any]] = {}
-    for line in read_bytes(path).splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and record.get("kind") == "epoch" and isinstance(record.get("epoch"), int):
-            found[record["epoch"]] = record
-    return [found[epoch] for epoch in sorted(found)]
 
 
 def run_config(study: Study, run: Run, output: Path, overrides: Sequence[str]) -> Config:
