@@ -78,7 +78,7 @@ def test_report_says_what_figures_depend_on(tmp_path: Path, capsys: pytest.Captu
 
     measure.report(tmp_path / "new", "name", {"about": about}, markdown)
     text = (tmp_path / "new" / "name.md").read_text()
-    for part in ("numpy ", "python ", "batch 3", "250 GFLOP/s", "benchmarks/", about["date"], "| 1 | x |"):
+    for part in ("numpy ", "python ", "batch 3", "250 GFLOP/s", "python -m benchmarks.", about["date"], "| 1 | x |"):
         assert part in text
     assert json.loads((tmp_path / "new" / "name.json").read_text())["about"]["batch"] == 3
     assert text in capsys.readouterr().out and "to other processes" in text
