@@ -16,14 +16,19 @@ from covpool.pooling import list_poolings
 
 # Each of these takes half a minute. One stands for all, the others are run with --all.
 DEEP = ("resnet101", "resnet152")
+FIRST = ("gap", "gcp", "dropcov", "fast_mpn")
 
 
 def pairs() -> list[Any]:
-    """Every network with every pooling."""
+    """Every pooling with ResNet-10, the first four with ResNet-18, 34, 50, one with the deepest; all with --all."""
+
+    def always(name: str, pooling: str) -> bool:
+        if name in DEEP:
+            return (name, pooling) == ("resnet152", "dropcov")
+        return name == "resnet10" or pooling in FIRST
+
     return [
-        pytest.param(name, pooling, marks=pytest.mark.only_with_all)
-        if name in DEEP and (name, pooling) != ("resnet152", "dropcov")
-        else (name, pooling)
+        (name, pooling) if always(name, pooling) else pytest.param(name, pooling, marks=pytest.mark.only_with_all)
         for name in list_models()
         for pooling in list_poolings()
     ]
