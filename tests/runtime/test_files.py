@@ -127,7 +127,11 @@ with {what}(Path(sys.argv[1]) / "made") as temporary:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_what_a_killed_process_leaves_is_removed_by_the_next(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED.format(what="whole_folder"), str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+    )
     assert process.stdout and process.stdout.readline() == b"writing\n"
     (left,) = tmp_path.iterdir()
     remove_leftovers(tmp_path)

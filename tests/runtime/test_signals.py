@@ -40,7 +40,12 @@ def start() -> Iterator[Start]:
     started = []
 
     def start(code: str, *before: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen([*before, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*before, sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+        )
         started.append(process)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(0.05)

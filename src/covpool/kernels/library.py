@@ -77,6 +77,8 @@ def compile_kernels(folder: Path | None = None) -> Path:
         if _is_as_made(library):
             return library
         remove_leftovers(folder)
+        if library.is_fifo() or library.is_socket():  # the folder is this user's own: nobody needs it there
+            library.unlink()
         with whole_file(library) as made:
             command = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, check=False)
