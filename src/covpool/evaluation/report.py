@@ -16,7 +16,7 @@ from covpool.runtime.files import whole_file
 def write_report(folder: Path, result: Evaluation, source: Source) -> None:
     """Write ``confusion_matrix.csv``, ``confusion_matrix.png`` and ``mistakes.png`` into a folder.
 
-    Rows of the matrix are true classes, columns what the network said. Of more than ``MAX_CONFUSION_CLASSES`` classes
+    Rows of the matrix are true classes, columns predicted ones. Of more than ``MAX_CONFUSION_CLASSES`` classes
     there is none.
 
     Args:
@@ -36,7 +36,7 @@ def write_report(folder: Path, result: Evaluation, source: Source) -> None:
             rows.writerows([name, *row] for name, row in zip(names, result.confusion.tolist()))
         plot_confusion(result.confusion, names, folder / "confusion_matrix.png")
     shown = [
-        (source.pixels(m.index), f"{names[m.label]}\nsaid {m.probability:.0%} {names[m.predicted]}")
+        (source.pixels(m.index), f"{names[m.label]}\npredicted {names[m.predicted]}, {m.probability:.0%}")
         for m in result.mistakes
     ]
     plot_mistakes(shown, folder / "mistakes.png")
