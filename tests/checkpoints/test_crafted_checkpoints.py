@@ -14,25 +14,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from benchmarks.fault_families.wire import field, varint
 from covpool.checkpoints.format import Checkpoint, read_checkpoint
 from covpool.errors import UserError
 
 ONES = np.ones(6, np.float32).tobytes()
-
-
-def varint(value: int) -> bytes:
-    value %= 2**64  # negative numbers as protobuf writes them
-    digits = []
-    while value > 127:
-        digits.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*digits, value])
-
-
-def field(number: int, content: bytes | int) -> bytes:
-    if isinstance(content, int):
-        return varint(number << 3) + varint(content)
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def entry(
