@@ -1,0 +1,18 @@
+"""PyTorch's networks, the references: ``from peers import timm, torchvision``.
+
+A torchvision that was built for CUDA does not load its operators beside a CPU build of PyTorch, and its import then ends
+with an error about the two that it describes without asking. No network here uses them; their names are enough.
+"""
+
+import torch
+
+try:
+    import torchvision
+except RuntimeError:
+    _OPERATORS = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+import timm
+
+__all__ = ["timm", "torchvision"]
