@@ -57,7 +57,7 @@ def changed_configuration(trial: Trial) -> None:
     trial.fault = f"resumed from {Path(resumed).name} with {' '.join(words)}"
     words = ["--epoch_size=6", *words, f"--resume_ckpt={resumed}"]
     before = epochs_of(run)
-    rotates = "keep_checkpoint_max" in chosen
+    rotates = "keep_checkpoint_max" in chosen and not chosen.keys() & _NETWORK
     kept = {p.name: p.read_bytes() for p in (run / "checkpoints").glob("*.ckpt")}
     command = trial.spawn(("train", config(trial.material), *words))
     if rotates:

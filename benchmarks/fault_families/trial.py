@@ -232,7 +232,9 @@ class Trial:
         if code == 2 or (code == 1 and not spoils):
             self.check(not new and not changed, "lost", f"refused, but made {new[:5]}, changed {changed[:5]}")
         kinds = ("p", "s", "c", "b")  # FIFO, socket, devices: replaced in /dev they would be gone for everybody
-        self.check(not [n for n in changed if before[n] in kinds], "lost", f"no file any more: {changed[:5]}")
+        moved = {after[name] for name in new}
+        gone = [name for name in changed if before[name] in kinds and before[name] not in moved]
+        self.check(not gone, "lost", f"no longer there: {gone[:5]}")
         kept = set(after.values())
         lost = [n for n in changed if before[n].startswith(WHOLE) and before[n] not in kept]
         self.check(not lost, "lost", f"checkpoints {lost}")
