@@ -13,7 +13,7 @@ from mindspore.common.initializer import HeNormal, HeUniform, Uniform
 from covpool.models.features import FeatureInfo
 from covpool.pooling import create_pooling, pooling_info
 
-_HEAD = ("layer_reduce", "layer_reduce_bn", "layer_reduce_relu", "pooling", "fc")
+_HEAD = ("layer_reduce", "layer_reduce_bn", "layer_reduce_relu", "pooling", "dropout", "fc")
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -40,6 +40,52 @@ def batch_norm(channels: int, zero_init: bool = False) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.9, gamma_init=0.0 if zero_init else 1.0)
 
 
+def dense_classifier(width: int, num_classes: int) -> nn.Cell:
+    """The last layer, (N, width) -> (N, num_classes), with PyTorch's initialisation; the identity for 0 classes.
+
+    Raises:
+        ValueError: A negative number of classes.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be at least 1, or 0 for no classifier, not {num_classes}")
+    if not num_classes:
+        return nn.Identity()
+    # Both uniform within 1 / sqrt(fan_in).
+    start = {"weight_init": HeUniform(negative_slope=math.sqrt(5)), "bias_init": Uniform(1 / math.sqrt(width))}
+    return nn.Dense(width, num_classes, **start)
+
+
+class MaxPool(nn.Cell):
+    """3x3 max-pooling with stride 2, as a 3D pool of depth 1: (N, C, H, W) -> (N, C, H / 2, W / 2).
+
+    MindSpore's padded MaxPool2d computes indices that nobody reads and takes four times as long on CPU.
+
+    Args:
+        same: Pad as MindSpore's 'same', at the end alone where a side is even; otherwise on both sides.
+    """
+
+    def __init__(self, same: bool = False) -> None:
+        super().__init__()
+        padding: dict[str, Any] = {"pad_mode": "same"} if same else {"pad_mode": "pad", "padding": (0, 1, 1)}
+        self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), **padding)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.pool(x.expand_dims(2)).squeeze(2)
+
+
+def is_small_stem(stem: str, in_channels: int) -> bool:
+    """Whether the first layers are those for images of 28 to 64 pixels.
+
+    Raises:
+        ValueError: Neither 'imagenet' nor 'small', or no channels.
+    """
+    if stem not in ("imagenet", "small"):
+        raise ValueError(f"stem must be 'imagenet' or 'small', not {stem!r}")
+    if in_channels < 1:
+        raise ValueError(f"in_channels must be at least 1, not {in_channels}")
+    return stem == "small"
+
+
 class ImageClassifier(nn.Cell, ABC):
     """Base of the networks. A subclass builds its backbone, then calls :meth:`build_head`.
 
@@ -49,6 +95,8 @@ class ImageClassifier(nn.Cell, ABC):
         num_features: Channels of ``forward_features``, which are what enters the pooling.
         num_classes: Outputs of the classifier; 0 without one.
         stages: Names of the stages of the backbone, in the order of computation; empty where it has none.
+        after_stages: What the backbone computes after them.
+        reduction_activation: Kind of cell at the end of the reduction.
         backbone_prefix: What the parameters of the backbone begin with, where their own code has no prefix.
         out_indices: Stages that are the output, see :meth:`keep_features`; None gives logits.
         feature_info: What these stages are.
@@ -58,6 +106,8 @@ class ImageClassifier(nn.Cell, ABC):
     num_features: int
     num_classes: int
     stages: tuple[str, ...] = ()
+    after_stages: tuple[str, ...] = ()
+    reduction_activation: type[nn.Cell] = nn.ReLU
     backbone_prefix: str = ""
     out_indices: tuple[int, ...] | None = None
     feature_info: FeatureInfo
@@ -82,7 +132,7 @@ class ImageClassifier(nn.Cell, ABC):
                 raise ValueError(f"reduction_dim must be at least 1, not {reduction_dim}")
             self.layer_reduce = convolution(channels, reduction_dim, 1)
             self.layer_reduce_bn = batch_norm(reduction_dim)
-            self.layer_reduce_relu = nn.ReLU()
+            self.layer_reduce_relu = self.reduction_activation()
             channels = reduction_dim
         self.num_features = channels
         self.pooling = create_pooling(pooling, channels=channels, **(pooling_args or {}))
@@ -99,21 +149,8 @@ class ImageClassifier(nn.Cell, ABC):
         Raises:
             ValueError: A negative number.
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 1, or 0 for no classifier, not {num_classes}")
+        self.fc = dense_classifier(self.pooling.out_features, num_classes)
         self.num_classes = num_classes
-        width = self.pooling.out_features
-        # PyTorch's default for dense layers: both uniform within 1 / sqrt(fan_in).
-        self.fc = (
-            nn.Dense(
-                width,
-                num_classes,
-                weight_init=HeUniform(negative_slope=math.sqrt(5)),
-                bias_init=Uniform(1 / math.sqrt(width)),
-            )
-            if num_classes
-            else nn.Identity()
-        )
         self.compile_cache.clear()
 
     def keep_features(self, out_indices: Sequence[int] | None = None) -> None:
@@ -126,14 +163,14 @@ class ImageClassifier(nn.Cell, ABC):
             ValueError: Other indices, or a network without stages.
         """
         if not self.stages:
-            raise ValueError("this network has no stages: features_only needs a ResNet of covpool.list_models()")
+            raise ValueError("this network has no stages that features_only could give, as the ResNets have")
         indices = tuple(range(len(self.stages)) if out_indices is None else out_indices)
         if not indices or list(indices) != sorted(set(indices) & set(range(len(self.stages)))):
             raise ValueError(f"out_indices must rise within 0 to {len(self.stages) - 1}, not {list(indices)}")
         info = self.stage_info()
         self.out_indices = indices
         self.feature_info = FeatureInfo(info[index] for index in indices)
-        for name in (*self.stages[indices[-1] + 1 :], *_HEAD):
+        for name in (*self.stages[indices[-1] + 1 :], *self.after_stages, *_HEAD):
             if name in self.name_cells():
                 delattr(self, name)
         self.compile_cache.clear()
@@ -144,7 +181,12 @@ class ImageClassifier(nn.Cell, ABC):
 
     def forward_stages(self, x: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """Images (N, in_channels, H, W) to the maps of the stages that are there."""
-        raise NotImplementedError
+        maps: tuple[ms.Tensor, ...] = ()
+        last = len(self.stages) if self.out_indices is None else self.out_indices[-1] + 1
+        for name in self.stages[:last]:
+            x = getattr(self, name)(x)
+            maps += (x,)
+        return maps
 
     # Type checkers find a subclass without it; Python does not, since C++ allocates a Cell.
     @abstractmethod

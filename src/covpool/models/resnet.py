@@ -10,7 +10,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn, ops
 
-from covpool.models.classifier import ImageClassifier, batch_norm, convolution
+from covpool.models.classifier import ImageClassifier, MaxPool, batch_norm, convolution, is_small_stem
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.registry import register_model
 from covpool.pooling import pooling_info
@@ -70,17 +70,6 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Cell:
     return nn.SequentialCell(convolution(in_channels, out_channels, 1, stride), batch_norm(out_channels))
 
 
-def _max_pool(same: bool = False) -> nn.Cell:
-    """A 3x3 max-pool as a 3D pool of depth 1.
-
-    MindSpore's padded MaxPool2d computes indices that nobody reads and takes four times as long on CPU. The ReLU comes
-    after it: the same values, on a quarter of the positions.
-    """
-    if same:
-        return nn.MaxPool3d((1, 3, 3), (1, 2, 2), pad_mode="same")
-    return nn.MaxPool3d((1, 3, 3), (1, 2, 2), pad_mode="pad", padding=(0, 1, 1))
-
-
 def _set_eps(norm: nn.BatchNorm2d, eps: float) -> None:
     norm.eps = eps
     norm.bn_train = ops.BatchNorm(is_training=True, epsilon=eps, momentum=norm.momentum, data_format=norm.format)
@@ -137,15 +126,13 @@ class ResNet(ImageClassifier):
         conventions: str = "torchvision",
     ) -> None:
         super().__init__()
-        if stem not in ("imagenet", "small"):
-            raise ValueError(f"stem must be 'imagenet' or 'small', not {stem!r}")
-        if in_channels < 1 or base_width < 1:
-            raise ValueError(f"in_channels and base_width must be at least 1, not {in_channels} and {base_width}")
-        self.small_stem = stem == "small"
+        self.small_stem = is_small_stem(stem, in_channels)
+        if base_width < 1:
+            raise ValueError(f"base_width must be at least 1, not {base_width}")
         self.conv1 = convolution(in_channels, base_width, *((3, 1) if self.small_stem else (7, 2)))
         self.bn1 = batch_norm(base_width)
         self.relu = nn.ReLU()
-        self.maxpool = _max_pool()
+        self.maxpool = MaxPool()
 
         last_stride = 1 if pooling_info(pooling).is_covariance else 2
         channels = base_width
@@ -186,7 +173,7 @@ class ResNet(ImageClassifier):
             elif isinstance(cell, nn.Conv2d) and self.bottlenecks and cell.stride != (1, 1):
                 _set_padding(cell, same=other)
         if self.bottlenecks:
-            self.maxpool = _max_pool(same=other)
+            self.maxpool = MaxPool(same=other)
         for _, cell in self.cells_and_names():
             cell.compile_cache.clear()
 
@@ -203,7 +190,7 @@ class ResNet(ImageClassifier):
         """Images (N, in_channels, H, W) to the input of stage 1, (N, base_width, H', W')."""
         x = self.bn1(self.conv1(x))
         if not self.small_stem:
-            x = self.maxpool(x.expand_dims(2)).squeeze(2)
+            x = self.maxpool(x)  # before the ReLU: the same values, on a quarter of the positions
         return self.relu(x)
 
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
@@ -216,7 +203,7 @@ class ResNet(ImageClassifier):
         x = self.relu(self.bn1(self.conv1(x)))
         maps: tuple[ms.Tensor, ...] = (x,)
         if not self.small_stem:
-            x = self.maxpool(x.expand_dims(2)).squeeze(2)
+            x = self.maxpool(x)
         last = len(self.stages) if self.out_indices is None else self.out_indices[-1] + 1
         for name in self.stages[1:last]:
             x = getattr(self, name)(x)

@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from covpool.pooling.base import Float32Cell
+from covpool.pooling.base import Float32Cell, check_float
 
 # Odd multipliers of the "lowbias32" integer hash (C. Wellons, "Prospecting for Hash Functions", 2018), and the odd
 # integer nearest to 2^32 / golden ratio for the counter; all as signed 32-bit values, products wrap around.
@@ -43,11 +43,34 @@ class CounterUniform(Float32Cell):
         self.counter = ms.Parameter(ms.Tensor(0, ms.int32), name="counter", requires_grad=False)
 
     def construct(self, n: int, d: int) -> ms.Tensor:
+        return self.draw(n, d)
+
+    def draw(self, n: int, d: int) -> ms.Tensor:
+        """The next numbers."""
         h = ops.bitwise_xor(_table(self.seed, n, d), self.counter * _GOLDEN)
         ops.assign_add(self.counter, 1)
         h = ops.bitwise_xor(h, ops.bitwise_right_shift(h, 16)) * _MULTIPLIER_1
         h = ops.bitwise_xor(h, ops.bitwise_right_shift(h, 15)) * _MULTIPLIER_2
         return ops.bitwise_right_shift(h, 8).astype(ms.float32) * (2.0**-24) + 0.5
+
+
+class Dropout(CounterUniform):
+    """Dropout of vectors in training: `(N, d) -> (N, d)`, float32; kept entries are divided by 1 - rate.
+
+    Args:
+        rate: Probability that an entry becomes 0, in [0, 1).
+        seed: First value of the attribute.
+    """
+
+    def __init__(self, rate: float, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.rate = check_float("rate", rate, 0.0, 1.0, high_open=True)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = (self.draw(x.shape[0], x.shape[1]) >= self.rate).astype(ms.float32)
+        return x * (keep / (1.0 - self.rate))
 
 
 @functools.lru_cache(maxsize=16)
