@@ -83,7 +83,7 @@ def reduction(network: Any) -> Any:
     """The all-reduce of a network's gradients alone, one by one as on CPU."""
     import mindspore as ms
 
-    from covpool.training.reduction import OrderedMean
+    from covpool.training.ranks import OrderedMean
 
     reduce = OrderedMean(2)
     values = tuple(ms.Tensor(np.zeros(p.shape, np.float32)) for p in network.trainable_params())
@@ -195,7 +195,7 @@ def predicted(arguments: argparse.Namespace, batch: int, compute: float, reduce:
     """Speed of two ranks over that without communication, by formula: overlapped and serial all-reduce."""
     from covpool.models import create_model
     from covpool.research.scaling import OPERATIONS_PER_MULTIPLY_ADD, TRAINING_PASSES, Machine, allreduce_bytes, predict
-    from covpool.training.reduction import gradient_sizes
+    from covpool.training.ranks import gradient_sizes
 
     network = create_model(arguments.network, pooling=arguments.pooling)
     sizes = [size for _, size in gradient_sizes(network.trainable_params())][::-1]

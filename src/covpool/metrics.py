@@ -8,28 +8,18 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-from covpool.errors import UserError
-from covpool.runtime.files import read_bytes
+from covpool.runtime.files import os_errors_as, read_bytes
 
 logger = logging.getLogger(__name__)
 
 
 def read_records(path: Path, kind: str = "") -> list[dict[str, Any]]:
-    """The records of a file, none where there is no file.
+    """The records of a kind ('step', 'epoch', or 'evaluation' for one that was NaN) or all; none without the file.
 
     Damaged lines, such as a last one that a kill cut short, are left out with a warning.
-
-    Args:
-        path: ``metrics.jsonl`` of a run folder.
-        kind: 'step', 'epoch', or 'evaluation' for one that was NaN; empty for all.
-
-    Raises:
-        UserError: The file cannot be read.
     """
-    try:
+    with os_errors_as(f"cannot read {path}"):
         lines = read_bytes(path).splitlines() if os.path.lexists(path) else []
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     found = [record for record in map(_record, lines) if record is not None]
     if len(found) < len(lines):
         count = len(lines) - len(found)

@@ -125,7 +125,7 @@ import mindspore as ms
 import numpy as np
 from pathlib import Path
 from mindspore import nn
-from covpool.training.optimizers import build_optimizer
+from covpool.training.recipe import build_optimizer
 from covpool.checkpoints.store import CheckpointStore
 
 def main(config):

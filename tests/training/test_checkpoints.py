@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from mindspore import nn
 
+from covpool.checkpoints.conversion import start_from
 from covpool.checkpoints.format import load_network, load_optimizer, read_checkpoint, save_checkpoint
-from covpool.checkpoints.pretrained import start_from
 from covpool.checkpoints.state import NonFiniteState, Position, TrainingState
 from covpool.checkpoints.store import CheckpointStore
 from covpool.errors import UserError
 from covpool.models import create_model
 from covpool.runtime.distributed import World
-from covpool.training.optimizers import build_optimizer
+from covpool.training.recipe import build_optimizer
 
 ABOUT = {"architecture": {"net_name": "resnet10", "pooling": "gcp"}, "class_names": ["a", "ä b"], "epoch": 3}
 

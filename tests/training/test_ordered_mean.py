@@ -10,7 +10,7 @@ import pytest
 # differs between the ranks.
 RANKS = """
     import os
-    from covpool.training.reduction import OrderedMean
+    from covpool.training.ranks import OrderedMean
 
     class Gradients(nn.Cell):
         def __init__(self):

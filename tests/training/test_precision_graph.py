@@ -20,9 +20,8 @@ from covpool.models import create_model
 from covpool.models.classifier import ImageClassifier, batch_norm, convolution
 from covpool.pooling import list_poolings, pooling_info
 from covpool.pooling.base import Pooling
-from covpool.training.losses import LabelSmoothingCrossEntropy
-from covpool.training.mixed_precision import apply_amp_level
-from covpool.training.step import loss_scale_manager
+from covpool.training.recipe import LabelSmoothingCrossEntropy, loss_scale_manager
+from covpool.training.step import apply_amp_level
 
 LEVELS = ("O1", "O2", "O3", "auto")
 HALF = {"FLOAT16", "BFLOAT16"}

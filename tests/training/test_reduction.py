@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covpool.models import create_model
-from covpool.training.reduction import (
+from covpool.training.ranks import (
     DEFAULT_GROUP_BYTES,
     classifier_share,
     gradient_sizes,
@@ -60,9 +60,9 @@ def test_classifiers_of_the_networks(name: str, dim: int, share: float, groups: 
 # groups apart. With one thread each, two ranks with one graph have one order.
 RANKS = """
     from mindspore.train.amp import build_train_network
-    from covpool.training.losses import LabelSmoothingCrossEntropy
-    from covpool.training.optimizers import build_optimizer
-    from covpool.training.reduction import fuse_reductions, reduce_in_order
+    from covpool.training.recipe import LabelSmoothingCrossEntropy
+    from covpool.training.recipe import build_optimizer
+    from covpool.training.ranks import fuse_reductions, reduce_in_order
 
     ms.set_context(runtime_num_threads=1)
     found = {}

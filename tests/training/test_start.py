@@ -21,9 +21,9 @@ from covpool.config import Config
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
 from covpool.training import fit
+from covpool.training.recipe import recipe_optimizer, recipe_rates
 from covpool.training.run_folder import RunFolder
 from covpool.training.start import prepare
-from covpool.training.step import recipe_optimizer, recipe_rates
 
 CLASSES = ("bag", "coat", "shoe")
 

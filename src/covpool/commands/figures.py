@@ -63,7 +63,7 @@ def scaling(argv: Sequence[str]) -> int:
     from covpool.models import create_model
     from covpool.research.complexity import measure
     from covpool.research.scaling import IMAGENET_IMAGE_BYTES, Machine, predict, table
-    from covpool.training.reduction import classifier_share, gradient_sizes, reduction_groups
+    from covpool.training.ranks import classifier_share, gradient_sizes, reduction_groups
 
     network = create_model(
         arguments.net_name,

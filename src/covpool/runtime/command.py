@@ -1,4 +1,4 @@
-"""What all commands share: their parser of arguments, and how an error becomes one line and an exit code."""
+"""What all commands share: their parser, their progress bars, and how an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from covpool.errors import UserError
 
@@ -57,6 +57,31 @@ def exit_code_of(run: Callable[[], Optional[int]], debug: Callable[[], bool] = b
             return _report(_missing(error), 1, debug())
         hint = "" if debug() else " (--debug=True shows where)"
         return _report(f"{type(error).__name__}: {_one_line(str(error))}{hint}", 1, debug())
+
+
+def shows_bar(progress: str = "auto") -> bool:
+    """Whether progress is shown as a bar: 'bar', or 'auto' on a terminal."""
+    on_terminal = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return progress == "bar" or (progress == "auto" and on_terminal)
+
+
+def progress_bar(
+    items: Optional[Iterable[Any]],
+    total: Optional[int],
+    title: str,
+    unit: str = "image",
+    *,
+    shown: Optional[bool] = None,
+    **options: Any,
+) -> Any:
+    """Tqdm's bar, which vanishes at its end: over ``items``, or without them moved by its ``update``.
+
+    It is shown on a terminal, unless ``shown`` says otherwise.
+    """
+    from tqdm import tqdm
+
+    hidden = not (shows_bar() if shown is None else shown)
+    return tqdm(items, total=total, desc=title, unit=unit, disable=hidden, leave=False, **options)
 
 
 def named_paths(texts: Sequence[str], form: str) -> dict[str, list[Path]]:

@@ -26,6 +26,15 @@ _NAME_LENGTH = 50  # characters of a target's name that its workspace repeats; a
 
 
 @contextmanager
+def os_errors_as(what: str) -> Iterator[None]:
+    """Turn an OSError within the block into a UserError: ``what`` (such as "cannot read FILE"), a colon, the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}") from error
+
+
+@contextmanager
 def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Give a temporary name to write to; when the block ends well, sync the file and rename it to ``path``.
 

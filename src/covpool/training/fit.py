@@ -21,9 +21,10 @@ from covpool.errors import UserError
 from covpool.evaluation import Evaluation, evaluate, numpy_batches, write_report
 from covpool.evaluation.evaluate import describe_overflow
 from covpool.plots import plot_curves
+from covpool.runtime.command import shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.signals import Interrupted, StopRequest
-from covpool.training.logs import logging_to_run, shows_bar
+from covpool.training.logs import logging_to_run
 from covpool.training.progress import EpochProgress, clock, speed_text
 from covpool.training.ranks import agreed_signal, average_statistics, check_ranks_agree
 from covpool.training.run_folder import RunFolder
@@ -38,21 +39,13 @@ class NonFiniteEvaluation(UserError):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a training came to.
+    """The results of a training."""
 
-    Attributes:
-        epochs: Epochs that are done, earlier ones of a resumed run included.
-        loss: Mean training loss of the last epoch that this process ran; NaN if there was none to run.
-        evaluation: The last evaluation, if any.
-        best: Highest top-1 accuracy, if any.
-        folder: The run folder.
-    """
-
-    epochs: int
-    loss: float
-    evaluation: Evaluation | None
-    best: float | None
-    folder: Path
+    epochs: int  # that are done, earlier ones of a resumed run included
+    loss: float  # mean training loss of the last epoch that this process ran; NaN if there was none to run
+    evaluation: Evaluation | None  # the last one
+    best: float | None  # highest top-1 accuracy
+    folder: Path  # the run folder
 
 
 def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summary:
@@ -76,7 +69,8 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
         with stop.deferring():
             for epoch in range(run.start.epoch, config.epoch_size):
                 progress = _train(run, epoch, stop)
-                loss = _mean_loss(progress.position, world)
+                sums = np.array([progress.position.loss_sum, progress.position.loss_count], np.float64)
+                loss = float(np.divide(*world.sum(sums)))  # the mean over all steps and ranks
                 evaluation, eval_s = _evaluate_if_due(run, epoch)
                 signal, last = progress.signal or agreed_signal(stop, world), epoch + 1 == config.epoch_size
                 _save(run, epoch, evaluation, bool(last or signal))
@@ -91,11 +85,7 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
 
 
 def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
-    """Train what is left of an epoch, and make the ranks one network again.
-
-    Raises:
-        Interrupted: After a signal within the epoch; the state is saved.
-    """
+    """Train what is left of an epoch, and make the ranks one network again; save and stop after a signal."""
     config, world, steps = run.config, run.world, run.plan.steps
 
     def between_steps(progress: EpochProgress) -> int:
@@ -114,7 +104,8 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
     folder = run.folder if world.is_main else None
     progress = EpochProgress(run.plan, begin, folder, shows_bar(config.progress), between_steps)
     with closing(progress), pipeline_errors():
-        run.step.train(epoch, build_dataset(config, run.train, True, world, epoch, begin.step), progress)
+        dataset = build_dataset(config, run.train, True, world, epoch, begin.step)
+        run.model.train(epoch + 1, dataset, [progress], config.enable_sink, initial_epoch=epoch)
     if progress.signal and progress.done < steps:
         where = f"after step {progress.done} of epoch {epoch + 1}; resume with --resume_ckpt=auto"
         raise Interrupted(progress.signal, where)
@@ -123,18 +114,8 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
     return progress
 
 
-def _mean_loss(position: Position, world: World) -> float:
-    """The mean over all steps of an epoch and all ranks."""
-    loss_sum, count = world.sum(np.array([position.loss_sum, position.loss_count], np.float64))
-    return float(loss_sum / count)
-
-
 def _evaluate_if_due(run: Training, epoch: int) -> tuple[Evaluation | None, float]:
-    """Evaluate the network where that is due after an epoch; the result, and the seconds that it took.
-
-    Raises:
-        NonFiniteEvaluation: A logit is NaN or infinite.
-    """
+    """Evaluate the network where that is due after an epoch; the result, and the seconds that it took."""
     config, world, network, val = run.config, run.world, run.state.network, run.val
     since = epoch + 1 - config.eval_start_epoch
     due = (since >= 0 and since % config.eval_interval == 0) or epoch + 1 == config.epoch_size
@@ -171,7 +152,7 @@ def _save(run: Training, epoch: int, evaluation: Evaluation | None, now: bool) -
 def _report(
     run: Training, progress: EpochProgress, loss: float, evaluation: Evaluation | None, eval_s: float, elapsed: float
 ) -> None:
-    """Record an epoch and say what it came to."""
+    """Record an epoch, and log its results."""
     if not run.world.is_main:
         return
     config, epoch, plan = run.config, progress.start.epoch + 1, run.plan

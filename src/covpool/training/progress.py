@@ -10,10 +10,10 @@ from typing import Any, Callable
 
 import numpy as np
 from mindspore.train import Callback
-from tqdm import tqdm
 
 from covpool.checkpoints.state import Position
 from covpool.errors import UserError
+from covpool.runtime.command import progress_bar
 from covpool.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -28,27 +28,17 @@ class NonFiniteLoss(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """Lengths of a training.
+    """Lengths of a training."""
 
-    Attributes:
-        epochs: Of the whole training.
-        steps: Of an epoch.
-        rates: The rate of every step of the training.
-        global_batch: Images of one step over all ranks.
-        log_interval: Steps between two reports.
-    """
-
-    epochs: int
-    steps: int
-    rates: np.ndarray
-    global_batch: int
-    log_interval: int
+    epochs: int  # of the whole training
+    steps: int  # of an epoch
+    rates: np.ndarray  # of every step of the training
+    global_batch: int  # images of one step over all ranks
+    log_interval: int  # steps between two reports
 
 
 class EpochProgress(Callback):
-    """Follows the steps of one epoch.
-
-    Losses stay on the device and are fetched every ``log_interval`` steps: a step waits for nothing.
+    """Follows the steps of one epoch: losses stay on the device and are fetched every ``log_interval`` steps.
 
     Args:
         plan: Lengths of the training.
@@ -85,10 +75,9 @@ class EpochProgress(Callback):
         self._cpu_started = time.process_time()
         self.train_s = self.train_cpu_s = 0.0
         self._unmeasured = 0  # with a data sink one call stands for an epoch, compilation included
-        self._bar = None
-        if folder is not None and bar:
-            title = f"epoch {start.epoch + 1}/{plan.epochs}"
-            self._bar = tqdm(total=plan.steps, initial=start.step, desc=title, bar_format=_BAR, leave=False)
+        title = f"epoch {start.epoch + 1}/{plan.epochs}"
+        shown = bar and folder is not None
+        self._bar = progress_bar(None, plan.steps, title, shown=shown, initial=start.step, bar_format=_BAR)
         self._shown = self._started
 
     @property
@@ -108,12 +97,11 @@ class EpochProgress(Callback):
             self.first_step_s = time.monotonic() - self._started
             if self.done - before == 1:  # compiles the graph: not part of the speed
                 self._measured_from, self._unmeasured = self._started + self.first_step_s, 1
-        if self._bar is not None:
-            if time.monotonic() - self._shown >= _BAR_S:
-                self._fetch()
-                self._bar.set_postfix_str(self._status(), refresh=False)
-                self._shown = time.monotonic()
-            self._bar.update(self.done - before)
+        if not self._bar.disable and time.monotonic() - self._shown >= _BAR_S:
+            self._fetch()
+            self._bar.set_postfix_str(self._status(), refresh=False)
+            self._shown = time.monotonic()
+        self._bar.update(self.done - before)
         if self.done % self.plan.log_interval == 0 or self.done == self.plan.steps:
             self._fetch()
             self._report()
@@ -125,15 +113,10 @@ class EpochProgress(Callback):
         """Stop the clocks and remove the bar."""
         self.train_s = time.monotonic() - self._started
         self.train_cpu_s = time.process_time() - self._cpu_started
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def _fetch(self) -> None:
-        """Wait for the losses of the steps so far and add them up.
-
-        Raises:
-            NonFiniteLoss: One of them is NaN or infinite.
-        """
+        """Wait for the losses of the steps so far and add them up; one that is NaN or infinite is an error."""
         losses = [float(loss.asnumpy()) for loss in self._pending]
         self._pending.clear()
         first = self.start.epoch * self.plan.steps + self.done - len(losses) + 1
@@ -165,7 +148,7 @@ class EpochProgress(Callback):
         rate = float(plan.rates[step - 1])
         speed = None if math.isnan(self.images_per_s) else round(self.images_per_s, 2)
         self.folder.record("step", epoch=epoch + 1, step=step, loss=self._last, learning_rate=rate, images_per_s=speed)
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.set_postfix_str(status)
         elif self.done < plan.steps:
             logger.info("epoch %d/%d step %d/%d: %s", epoch + 1, plan.epochs, self.done, plan.steps, status)
@@ -181,5 +164,4 @@ def clock(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "-"
     minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}" if minutes >= 60 else f"{minutes}:{second:02d}"

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,18 @@ from covpool.config import Config
 from covpool.errors import UserError
 from covpool.metrics import read_records
 from covpool.runtime.environment import environment_report
-from covpool.runtime.files import open_regular, write_json, write_text
-from covpool.training.tensorboard import Events
+from covpool.runtime.files import open_regular, os_errors_as, write_json, write_text
+from covpool.training.logs import Events
 
 logger = logging.getLogger(__name__)
 
 _RESULTS = ("checkpoints", "metrics.jsonl", "curves.png")
-_FILES = (
-    *_RESULTS,
-    "evaluation",
-    "tensorboard",
-    "config.yaml",
-    "environment.json",
-    "train.log",
-    "bad_images_train.json",
-    "bad_images_val.json",
-)
-_LOCK = ".lock"
+_DESCRIPTIONS = ("config.yaml", "environment.json", "train.log", "bad_images_train.json", "bad_images_val.json")
+_FILES = (*_RESULTS, *_DESCRIPTIONS, "evaluation", "tensorboard")
 
 
 class RunFolder:
-    """Paths of a run, its metrics file and its lock.
-
-    Args:
-        path: The folder (``output_path``).
-    """
+    """Paths of a run (``output_path``), its metrics file and its lock. What cannot be written is a UserError."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -51,16 +38,13 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.evaluation = self.path / "evaluation"
         self.log = self.path / "train.log"
+        self._lock_path = self.path / ".lock"
         self._lock: int | None = None
         self._events: Events | None = None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other trainings out of this folder until the block ends, from now on if there is a folder already.
-
-        Raises:
-            UserError: Another training is at work in it.
-        """
+        """Keep other trainings out of this folder until the block ends, from now on if there is a folder already."""
         try:
             if self.path.is_dir():
                 self.lock()
@@ -70,21 +54,19 @@ class RunFolder:
                 self._events.close()
             if self._lock is not None:
                 with suppress(OSError):  # a lock file that nobody holds is no obstacle
-                    (self.path / _LOCK).unlink()
+                    self._lock_path.unlink()
                 os.close(self._lock)
                 self._lock = None
 
     def lock(self) -> None:
-        """Make the folder and lock it. The system releases the lock when this process ends, however that happens.
+        """Make the folder and lock it; a UserError names who holds the lock.
 
-        Raises:
-            UserError: Another training holds the lock, or the folder cannot be written.
+        The system releases the lock when this process ends, however that happens.
         """
-        path = self.path / _LOCK
         while self._lock is None:
             with self._writing():
                 self.path.mkdir(parents=True, exist_ok=True)
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -96,7 +78,7 @@ class RunFolder:
                 ) from None
             except OSError as error:  # not every network file system has locks
                 logger.warning("%s cannot be locked (%s): let no other training use it", self.path, error.strerror)
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            if self._lock_path.exists() and os.path.samestat(os.fstat(handle), self._lock_path.stat()):
                 self._lock = handle
             else:  # its last holder removed it between opening and locking
                 os.close(handle)
@@ -108,11 +90,7 @@ class RunFolder:
         return any((self.path / name).exists() for name in _RESULTS)
 
     def displace(self) -> Path | None:
-        """Move everything of an earlier run to a new subfolder, and return that; None if there was nothing.
-
-        Raises:
-            UserError: It cannot be moved.
-        """
+        """Move everything of an earlier run to a new subfolder, and return that; None if there was nothing."""
         present = [name for name in _FILES if os.path.lexists(self.path / name)]
         if not present:
             return None
@@ -136,29 +114,19 @@ class RunFolder:
         found = [p.parent for p in self.path.glob("earlier-*/checkpoints") if any(p.glob("*.ckpt"))]
         return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
-    def describe(self, config: Config, world_size: int) -> None:
-        """Write ``config.yaml`` and ``environment.json``.
-
-        Raises:
-            UserError: They cannot be written.
-        """
+    def describe(self, config: Config, world_size: int, bad_images: dict[str, str]) -> None:
+        """Write ``config.yaml``, ``environment.json`` and what is remembered of each split's bad images."""
         with self._writing():
             config.dump(self.path / "config.yaml")
             write_json(self.path / "environment.json", environment_report(config.device_target, world_size))
+            for split, text in bad_images.items():
+                write_text(self.bad_images(split), text)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"cannot write to output_path {self.path}: {error.strerror or error}") from error
+    def _writing(self) -> AbstractContextManager[None]:
+        return os_errors_as(f"cannot write to output_path {self.path}")
 
     def open_events(self, first_step: int) -> None:
-        """Write records as event files of TensorBoard, too, from this step of the training on.
-
-        Raises:
-            UserError: They cannot be written.
-        """
+        """Write records as event files of TensorBoard, too, from this step of the training on."""
         with self._writing():
             self._events = Events(self.path / "tensorboard", first_step)
 
@@ -166,46 +134,26 @@ class RunFolder:
         """Where it is kept which images of a split are left out (``bad_images: skip``)."""
         return self.path / f"bad_images_{split}.json"
 
-    def keep_bad_images(self, split: str, text: str) -> None:
-        """Write that file.
-
-        Raises:
-            UserError: It cannot be written.
-        """
-        with self._writing():
-            write_text(self.bad_images(split), text)
-
     def copy_metrics(self, aside: Path) -> None:
-        """Copy the records to another folder.
-
-        Raises:
-            UserError: They cannot be copied.
-        """
+        """Copy the records to another folder."""
         with self._writing():
             if self.metrics.is_file():
                 shutil.copyfile(self.metrics, aside / self.metrics.name)
 
     def record(self, kind: str, **values: Any) -> None:
-        """Append one object to ``metrics.jsonl``; a number that is NaN or infinite becomes null.
-
-        Raises:
-            UserError: It cannot be written.
-        """
-        try:
-            with open_regular(self.metrics, "a") as file:
-                file.write(_line({"kind": kind, **values}))
-        except OSError as error:
-            raise UserError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+        """Append one object to ``metrics.jsonl``; a number that is NaN or infinite becomes null."""
+        with os_errors_as(f"cannot write {self.metrics}"), open_regular(self.metrics, "a") as file:
+            file.write(_line({"kind": kind, **values}))
         if self._events is not None:
             with self._writing():
                 self._events.add(kind, values)
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
-        """The objects of a kind: 'step', 'epoch', or 'evaluation' for one that was NaN."""
+    def records(self, kind: str = "") -> list[dict[str, Any]]:
+        """The objects of a kind, or all, see :func:`covpool.metrics.read_records`."""
         return read_records(self.metrics, kind)
 
     def forget_after(self, epoch: int, step: int) -> None:
-        """Drop the records of epochs after ``epoch`` and of steps after ``step``: a resumed run makes them again.
+        """Drop the records that a resumed run makes again.
 
         Args:
             epoch: Whole epochs that stay, whatever the numbers of their steps: an epoch may have been shorter then.
@@ -215,7 +163,7 @@ class RunFolder:
             return
         kept = [
             record
-            for record in read_records(self.metrics)
+            for record in self.records()
             if record["epoch"] <= epoch
             or (record["kind"] == "step" and record["epoch"] == epoch + 1 and record["step"] <= step)
         ]

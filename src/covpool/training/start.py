@@ -9,53 +9,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
+from mindspore.train import Model
 
 from covpool.build import architecture, build_model, build_source, description, resolve_class_num, with_transform
+from covpool.checkpoints.conversion import read_weights, start_from
 from covpool.checkpoints.format import Checkpoint
-from covpool.checkpoints.pretrained import read_weights, start_from
 from covpool.checkpoints.state import Position, TrainingState, place
 from covpool.checkpoints.store import CheckpointStore
 from covpool.config import Config
 from covpool.data import Source, steps_per_epoch
 from covpool.runtime.distributed import World
-from covpool.training.logs import LogFile
+from covpool.training.logs import Events, LogFile
 from covpool.training.progress import Plan
+from covpool.training.recipe import recipe_optimizer, recipe_rates
 from covpool.training.run_folder import RunFolder
-from covpool.training.step import Step, build_step, recipe_optimizer, recipe_rates
-from covpool.training.tensorboard import check_installed
+from covpool.training.step import build_step
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training works with.
+    """What a training works with."""
 
-    Attributes:
-        config: The configuration, with the number of classes.
-        world: The ranks.
-        folder: The run folder.
-        train: Images to train on.
-        val: Images to evaluate on; None without evaluation.
-        plan: Lengths and rates.
-        state: Network, optimiser and their checkpoints.
-        step: Forward, backward and update.
-        start: Where the training begins.
-        resumed: The checkpoint that it goes on from, if any.
-        bad_images: For each split what is to be remembered of its bad images.
-    """
-
-    config: Config
+    config: Config  # with the number of classes
     world: World
     folder: RunFolder
-    train: Source
-    val: Source | None
+    train: Source  # images to train on
+    val: Source | None  # images to evaluate on; None without evaluation
     plan: Plan
-    state: TrainingState
-    step: Step
-    start: Position
-    resumed: Checkpoint | None
-    bad_images: dict[str, str]
+    state: TrainingState  # network, optimiser and their checkpoints
+    model: Model  # forward, backward and update
+    start: Position  # where the training begins
+    resumed: Checkpoint | None  # what it goes on from
+    bad_images: dict[str, str]  # for each split what is to be remembered of its bad images
 
 
 def prepare(config: Config, world: World, folder: RunFolder) -> Training:
@@ -65,7 +52,7 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         UserError: Data, checkpoint and configuration do not fit each other, or the device cannot do what is asked.
     """
     if config.tensorboard:
-        check_installed()
+        Events.check_installed()
     ms.set_seed(config.seed)
     with tempfile.TemporaryDirectory() as scratch:
         caches = {split: Path(scratch) / folder.bad_images(split).name for split in ("train", "val")}
@@ -88,54 +75,40 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         start = state.restore(resumed, architecture(config))
         config = with_transform(config, resumed, world)
     elif config.pre_trained:
-        config = _fine_tune(config, state)
+        weights = read_weights(Path(config.pre_trained))
+        start_from(network, weights, architecture(config), state.about["class_names"])
+        config = with_transform(config, weights, world, keys=("mean", "std"))
     state.about = description(config, train)
-    step = build_step(config, network, optimizer, world)
+    model = build_step(config, network, optimizer, world)
     plan = Plan(config.epoch_size, steps, rates, config.batch_size * world.size, config.log_interval)
-    return Training(config, world, folder, train, val, plan, state, step, start, resumed, bad_images)
-
-
-def _fine_tune(config: Config, state: TrainingState) -> Config:
-    """Start from the weights of ``pre_trained``.
-
-    Returns:
-        The configuration, with the mean and standard deviation that these weights know where it gives none.
-    """
-    checkpoint = read_weights(Path(config.pre_trained))
-    start_from(state.network, checkpoint, architecture(config), state.about["class_names"])
-    return with_transform(config, checkpoint, state.world, keys=("mean", "std"))
+    return Training(config, world, folder, train, val, plan, state, model, start, resumed, bad_images)
 
 
 def begin(run: Training, log: LogFile) -> None:
-    """Make the run folder ready and say what is trained; every rank calls it.
+    """Make the run folder ready and log what is trained; every rank calls it.
 
     What another run left in the folder moves to ``earlier-N``; so does, where an earlier checkpoint of this run is
     named, all that came after it.
-
-    Raises:
-        UserError: The folder is in use or cannot be written.
     """
-    run.world.barrier()  # until here every rank has read from the folder
-    if run.world.is_main:
-        run.folder.lock()
+    config, world, folder, plan = run.config, run.world, run.folder, run.plan
+    world.barrier()  # until here every rank has read from the folder
+    if world.is_main:
+        folder.lock()
         _clear(run)
-        run.folder.describe(run.config, run.world.size)
-        for split, text in run.bad_images.items():
-            run.folder.keep_bad_images(split, text)
-        if run.config.tensorboard:
-            run.folder.open_events(run.start.epoch * run.plan.steps + run.start.step + 1)
-        log.open(run.folder.log)
-    run.world.barrier()
-    config, plan = run.config, run.plan
+        folder.describe(config, world.size, run.bad_images)
+        if config.tensorboard:
+            folder.open_events(run.start.epoch * plan.steps + run.start.step + 1)
+        log.open(folder.log)
+    world.barrier()
     size = sum(p.size for p in run.state.network.trainable_params())
     logger.info(
         f"{config.net_name} + {config.pooling}, {size / 1e6:.2f} M parameters, {config.mode_name} mode on "
         f"{config.device_target}; {run.train.num_samples} training images in {len(run.train.class_names)} classes"
     )
     logger.info(
-        f"global batch {plan.global_batch} = {config.batch_size} x {run.world.size} "
-        f"rank{'' if run.world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
-        f"({config.lr_decay_mode}), run folder {run.folder.path}"
+        f"global batch {plan.global_batch} = {config.batch_size} x {world.size} "
+        f"rank{'' if world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
+        f"({config.lr_decay_mode}), run folder {folder.path}"
     )
 
 

@@ -1,79 +1,22 @@
-"""The training step of a configuration: the recipe, and every rule about devices in one place."""
+"""The training step of a configuration: every rule about devices in one place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from mindspore import nn
-from mindspore.train import Callback, DynamicLossScaleManager, FixedLossScaleManager, Model
+import mindspore as ms
+from mindspore import amp, nn, ops
+from mindspore.train import Model
 
 from covpool.config import Config
 from covpool.errors import UserError
 from covpool.kernels import apply_cpu_kernels, threads_of_process
+from covpool.pooling.base import Float32Cell
 from covpool.runtime.distributed import World
-from covpool.training.losses import LabelSmoothingCrossEntropy
-from covpool.training.mixed_precision import apply_amp_level
-from covpool.training.optimizers import build_optimizer
-from covpool.training.reduction import fuse_reductions, reduce_in_order
-from covpool.training.schedules import learning_rates
+from covpool.training.ranks import fuse_reductions, reduce_in_order
+from covpool.training.recipe import loss_scale_manager, recipe_loss
 
 
-def recipe_rates(config: Config, steps: int) -> np.ndarray:
-    """The rate of every step of the configured training, float32 (epochs * steps,); ``steps`` are those of an epoch."""
-    return learning_rates(
-        config.lr_decay_mode,
-        lr_max=config.lr_max,
-        lr_init=config.lr_init,
-        lr_end=config.lr_end,
-        epochs=config.epoch_size,
-        steps_per_epoch=steps,
-        warmup_epochs=config.warmup_epochs,
-        milestones=config.lr_epochs,
-        gamma=config.lr_gamma,
-        family=config.lr_family,
-        designed_epochs=config.lr_designed_epochs,
-    )
-
-
-def recipe_loss(config: Config) -> nn.Cell:
-    """The configured loss of logits and labels."""
-    return LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0)
-
-
-def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
-    """The configured optimiser of a network's trainable parameters."""
-    return build_optimizer(
-        list(network.trainable_params()),
-        rates,
-        kind=config.optimizer,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
-    )
-
-
-@dataclass(frozen=True)
-class Step:
-    """Forward, backward and update of a network.
-
-    Attributes:
-        model: MindSpore's, which runs the step over a data set.
-        sink: Whether the device fetches the data itself and runs a whole epoch between two calls of a callback.
-    """
-
-    model: Model
-    sink: bool
-
-    def train(self, epoch: int, dataset: Any, callback: Callback) -> None:
-        """Train on a data set once, as the epoch of that number, from 0."""
-        self.model.train(epoch + 1, dataset, callbacks=[callback], dataset_sink_mode=self.sink, initial_epoch=epoch)
-
-
-def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World) -> Step:
-    """Put network, loss and optimiser together as the device needs it.
+def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World) -> Model:
+    """Put network, loss and optimiser together as the device needs it: forward, backward, mean over ranks, update.
 
     Cells of the network are replaced by faster or less precise ones. Their parameters stay the same objects, but are
     found under other names: load checkpoints before.
@@ -81,7 +24,7 @@ def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world:
     Args:
         config: The configuration.
         network: (N, C, H, W) -> logits (N, K).
-        optimizer: From :func:`recipe_optimizer`.
+        optimizer: From :func:`covpool.training.recipe.recipe_optimizer`.
         world: The ranks; gradients are averaged over them.
 
     Raises:
@@ -103,33 +46,42 @@ def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world:
     )
     if world.size > 1 and on_cpu:
         reduce_in_order(model.train_network, world.size)
-    return Step(model, config.enable_sink)
+    return model
 
 
-def loss_scale_manager(amp_level: str, mode: str, loss_scale: float, device_target: str) -> Any:
-    """The manager that ``Model`` gets; None in full precision, where scaling by a constant changes nothing.
+class Float16Cell(nn.Cell):
+    """A cell that computes in float16 between float32 inputs and outputs; its parameters stay as they are, float32."""
 
-    On GPU and Ascend a step whose gradients overflow is left out. MindSpore cannot do that on CPU: there the scale is
-    applied, and an overflow shows as a loss that is no number, which stops the training.
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)  # the parameters keep their names
+        self.cell = cell.to_float(ms.float16)
 
-    Args:
-        amp_level: 'O0' (full precision), 'O1', 'O2', 'O3' or 'auto'.
-        mode: 'fixed' or 'dynamic'.
-        loss_scale: The scale, or the first one of the dynamic mode.
-        device_target: 'CPU', 'GPU' or 'Ascend'.
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return ops.cast(self.cell(x), ms.float32)
 
-    Raises:
-        UserError: A dynamic scale on CPU.
+
+def apply_amp_level(network: nn.Cell, amp_level: str) -> str:
+    """Set a network to O1 in place: convolutions and dense layers in float16, everything else in float32.
+
+    MindSpore applies O1 by rewriting the source of a network's class. In 2.8 a network whose ``construct`` or whose
+    methods come from a base class, as all networks here, then stays in float32, without any message. It also writes
+    the new source into the working folder. The other levels work through flags on cells and are left to MindSpore.
+
+    Returns:
+        The level for ``mindspore.train.Model``: what is left to be done by it.
     """
-    if amp_level == "O0":
-        return None
-    if mode == "dynamic":
-        if device_target == "CPU":
-            raise UserError("loss_scale_mode=dynamic needs a GPU or Ascend: MindSpore has none on CPU; use fixed", 2)
-        return DynamicLossScaleManager(init_loss_scale=loss_scale)
-    return FixedLossScaleManager(loss_scale, drop_overflow_update=device_target != "CPU")
+    if amp_level != "O1":
+        return amp_level
+    _lower(network, tuple(kind for kind in amp.get_white_list() if issubclass(kind, nn.Cell)))
+    return "O0"
 
 
-def optimizer_loss_scale(amp_level: str, loss_scale: float, device_target: str) -> float:
-    """What the optimiser divides gradients by: the scale where no other part of the step undoes it."""
-    return loss_scale if amp_level != "O0" and device_target == "CPU" else 1.0
+def _lower(network: nn.Cell, kinds: tuple[type[nn.Cell], ...]) -> None:
+    for name, cell in network.name_cells().items():
+        if isinstance(cell, kinds):
+            # Not by setattr, which would put another prefix before the names of the parameters.
+            network._cells[name] = Float16Cell(cell)
+        elif not isinstance(cell, (Float32Cell, Float16Cell)):
+            _lower(cell, kinds)
+    if isinstance(network, nn.SequentialCell):
+        network.cell_list = list(network.cells())

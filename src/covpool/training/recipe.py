@@ -1,0 +1,140 @@
+"""The recipe of a training: loss, optimiser, rates and loss scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.train import DynamicLossScaleManager, FixedLossScaleManager
+
+from covpool.config import Config
+from covpool.errors import UserError
+from covpool.training.schedules import learning_rates
+
+
+def recipe_rates(config: Config, steps: int) -> np.ndarray:
+    """The rate of every step of the configured training, float32 (epochs * steps,); ``steps`` are those of an epoch."""
+    return learning_rates(
+        config.lr_decay_mode,
+        lr_max=config.lr_max,
+        lr_init=config.lr_init,
+        lr_end=config.lr_end,
+        epochs=config.epoch_size,
+        steps_per_epoch=steps,
+        warmup_epochs=config.warmup_epochs,
+        milestones=config.lr_epochs,
+        gamma=config.lr_gamma,
+        family=config.lr_family,
+        designed_epochs=config.lr_designed_epochs,
+    )
+
+
+def recipe_loss(config: Config) -> nn.Cell:
+    """The configured loss of logits and labels."""
+    return LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0)
+
+
+def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
+    """The configured optimiser of a network's trainable parameters."""
+    return build_optimizer(
+        list(network.trainable_params()),
+        rates,
+        kind=config.optimizer,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
+    )
+
+
+class LabelSmoothingCrossEntropy(nn.Cell):
+    """Softmax cross entropy with label smoothing, averaged over the batch, in float32 at every precision level.
+
+    The target distribution is ``(1 - eps) * onehot + eps / K`` on all K classes (Szegedy et al., CVPR 2016, section 7;
+    also PyTorch's form). The public MindSpore ports spread eps over the K - 1 wrong classes instead.
+
+    Args:
+        label_smoothing: eps in [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
+        self.label_smoothing = float(label_smoothing)
+        self.one_hot = ops.OneHot()
+        self.cross_entropy = ops.SoftmaxCrossEntropyWithLogits()
+
+    def construct(self, logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
+        """Logits (N, K) and integer labels (N,) to the mean loss, a float32 scalar."""
+        logits = ops.cast(logits, ms.float32)
+        classes = logits.shape[1]
+        low = self.label_smoothing / classes
+        on = ops.cast(1.0 - self.label_smoothing + low, ms.float32)
+        off = ops.cast(low, ms.float32)
+        loss, _ = self.cross_entropy(logits, self.one_hot(labels, classes, on, off))
+        return ops.mean(loss)
+
+
+def parameter_groups(parameters: Sequence[ms.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters: weights decay; beta, gamma, bias and every other vector do not (papers' recipe)."""
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay}]
+    if plain := [p for p in parameters if p.ndim <= 1]:
+        groups.append({"params": plain, "weight_decay": 0.0})
+    # The order of the network, not of the groups: it decides in which order gradients are reduced over ranks.
+    return [*groups, {"order_params": list(parameters)}]
+
+
+def build_optimizer(
+    parameters: Sequence[ms.Parameter],
+    learning_rates: np.ndarray,
+    *,
+    kind: str = "momentum",
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    loss_scale: float = 1.0,
+) -> nn.Optimizer:
+    """SGD with momentum: ``v = momentum * v + (g + weight_decay * w); w = w - rate * v``, as PyTorch's ``SGD``.
+
+    Both of MindSpore's optimisers compute this, ``nn.Momentum`` faster than ``nn.SGD``; but its CPU kernel ignores
+    Nesterov's form (2.8.0), for which ``nn.SGD`` serves whatever the kind.
+
+    Args:
+        parameters: Trainable parameters.
+        learning_rates: The rate of every step.
+        kind: 'momentum' for ``nn.Momentum`` or 'sgd' for ``nn.SGD``; their states in a checkpoint have other names.
+        momentum: Part of the velocity that is kept.
+        nesterov: Nesterov's form.
+        weight_decay: Applied to weights alone, see :func:`parameter_groups`.
+        loss_scale: What the gradients are divided by before the update.
+    """
+    if kind not in ("momentum", "sgd"):
+        raise ValueError(f"unknown optimiser {kind!r}; one of momentum, sgd")
+    groups, rates = parameter_groups(parameters, weight_decay), ms.Tensor(learning_rates)
+    if nesterov or kind == "sgd":
+        return nn.SGD(groups, rates, momentum=momentum, nesterov=nesterov, loss_scale=loss_scale)
+    return nn.Momentum(groups, rates, momentum=momentum, loss_scale=loss_scale)
+
+
+def loss_scale_manager(amp_level: str, mode: str, loss_scale: float, device_target: str) -> Any:
+    """What ``Model`` gets for a 'fixed' or 'dynamic' loss scale; None in full precision (O0).
+
+    On GPU and Ascend a step whose gradients overflow is left out. MindSpore cannot do that on CPU: there the scale is
+    applied, and an overflow shows as a loss that is NaN, which stops the training.
+    """
+    if amp_level == "O0":
+        return None
+    if mode == "dynamic":
+        if device_target == "CPU":
+            raise UserError("loss_scale_mode=dynamic needs a GPU or Ascend: MindSpore has none on CPU; use fixed", 2)
+        return DynamicLossScaleManager(init_loss_scale=loss_scale)
+    return FixedLossScaleManager(loss_scale, drop_overflow_update=device_target != "CPU")
+
+
+def optimizer_loss_scale(amp_level: str, loss_scale: float, device_target: str) -> float:
+    """What the optimiser divides gradients by: the scale where no other part of the step undoes it."""
+    return loss_scale if amp_level != "O0" and device_target == "CPU" else 1.0
