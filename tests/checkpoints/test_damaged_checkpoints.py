@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from covpool.checkpoints import paddle, read_state_dict
+from covpool.checkpoints import read_state_dict, readers
 from covpool.errors import UserError
 from tests.checkpoints.checkpoint_files import ENDINGS, error_of, written
 
@@ -130,10 +130,10 @@ def test_the_unpickler_changes_nothing_but_arrays(tmp_path):
     function = b"cnumpy.core.numeric\n_frombuffer\n"
     path.write_bytes(b"\x80\x02" + function + b"N}X\x0c\x00\x00\x00__defaults__K\x01\x85s\x86b.")  # slot state
     assert "could run code" in error_of(path)
-    assert paddle._frombuffer.__defaults__ is None
+    assert readers._frombuffer.__defaults__ is None
     path.write_bytes(b"\x80\x02" + function + b"}X\x04\x00\x00\x00nameK\x01sb.")
     assert "could run code" in error_of(path)
-    assert not paddle._frombuffer.__dict__
+    assert not readers._frombuffer.__dict__
 
 
 @pytest.mark.parametrize("version", ["2.9.1", "2.2.0+cpu", "1.13.1"])

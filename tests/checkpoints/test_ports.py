@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from covpool.checkpoints import convert_file, convert_state_dict, load_into, read_ckpt, read_parameters, read_state_dict
+from covpool.checkpoints.conversion import start_from
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
-from covpool.checkpoints.pretrained import start_from
 from covpool.errors import UserError
 from covpool.export import export_network, fold_batch_norm, open_exported
 from covpool.models import create_model

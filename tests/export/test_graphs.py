@@ -13,9 +13,9 @@ from mindspore import nn, ops
 
 from covpool.errors import UserError
 from covpool.export import export_network, fold_batch_norm
-from covpool.export.formats import FORMATS
-from covpool.export.mindir_graph import Graph, Name, read_graph
+from covpool.export.mindir import Graph, Name, read_graph
 from covpool.export.onnx_file import write_onnx
+from covpool.export.run import FORMATS
 from covpool.pooling import list_poolings
 from tests.export.conftest import small, tiny, transform
 

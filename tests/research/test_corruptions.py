@@ -10,8 +10,7 @@ from PIL import Image
 
 from covpool import cli
 from covpool.errors import UserError
-from covpool.research.robustness.corruptions import corrupt, frost_texture
-from covpool.research.robustness.severities import CORRUPTIONS, IMAGENET, SCALES, SMALL
+from covpool.research.robustness.corruptions import CORRUPTIONS, IMAGENET, SCALES, SMALL, corrupt, frost_texture
 from covpool.research.robustness.tree import Plan, list_images, write_tree
 
 ROOT = Path(__file__).resolve().parents[2]

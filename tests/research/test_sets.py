@@ -21,11 +21,10 @@ from covpool.config import Config
 from covpool.config.command_line import Program, parse_args
 from covpool.data import ImageTransform
 from covpool.errors import UserError
+from covpool.research.robustness.corruptions import CORRUPTIONS
 from covpool.research.robustness.metrics import ALEXNET_ERRORS, corruption_summary, flip_rate, relative_errors
 from covpool.research.robustness.run import evaluate_robustness
-from covpool.research.robustness.sequences import read_frames, sequences
-from covpool.research.robustness.sets import corruption_folders, folder_source, network_classes
-from covpool.research.robustness.severities import CORRUPTIONS
+from covpool.research.robustness.sets import corruption_folders, folder_source, network_classes, read_frames, sequences
 from covpool.research.robustness.tree import Plan, list_images, write_tree
 from covpool.runtime.distributed import World
 from tests.data.image_files import bomb, encoded

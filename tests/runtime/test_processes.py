@@ -85,7 +85,7 @@ print(child(begin), child(lambda: os._exit(child(begin))))  # a child; the child
 POOL = """
 import sys
 from pathlib import Path
-from covpool.data.inspection import inspect_files
+from covpool.data.check import inspect_files
 print(len(list(inspect_files([Path(f"{n}.png") for n in range(300)], workers=2))))
 """
 

@@ -5,13 +5,14 @@ from covpool.checkpoints.conversion import (
     convert_file,
     read_ckpt,
     read_parameters,
+    read_weights,
+    start_from,
     write_ckpt,
     write_safetensors,
 )
 from covpool.checkpoints.entries import read_entries
 from covpool.checkpoints.loading import load_into
 from covpool.checkpoints.names import convert_state_dict, to_pytorch
-from covpool.checkpoints.pretrained import read_weights, start_from
 from covpool.checkpoints.readers import read_state_dict
 
 __all__ = [

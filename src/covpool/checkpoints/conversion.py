@@ -1,26 +1,130 @@
-"""Checkpoints of other frameworks and this one's, and one file made into another."""
+"""Checkpoints of any format: one file made into another, and networks that start from them."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.description import described
-from covpool.checkpoints.format import read_checkpoint
-from covpool.checkpoints.loading import load_into
-from covpool.checkpoints.names import COUNTER, convert_state_dict, to_pytorch
-from covpool.checkpoints.pretrained import read_weights, start_from
+from covpool.checkpoints.entries import described
+from covpool.checkpoints.format import Checkpoint, other_classes, read_checkpoint, refuse_contradictions
+from covpool.checkpoints.loading import HEAD, classifier_weight, is_plain, load_into
+from covpool.checkpoints.names import convert_state_dict, is_counter, to_pytorch
 from covpool.checkpoints.readers import needs, read_state_dict
 from covpool.errors import UserError
 from covpool.runtime.files import whole_file
 
 logger = logging.getLogger(__name__)
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """Read a checkpoint of any known format: `.ckpt`, or a state dict of PyTorch, safetensors or Paddle.
+
+    Raises:
+        UserError: See `read_checkpoint`, `read_state_dict` and `convert_state_dict`.
+    """
+    if path.suffix == ".ckpt":
+        return read_checkpoint(path)
+    return Checkpoint(path, convert_state_dict(read_state_dict(path)))
+
+
+def start_from(
+    network: nn.Cell,
+    checkpoint: Checkpoint,
+    architecture: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = (),
+    backbone_only: bool = False,
+) -> list[str]:
+    """Take from a checkpoint what a network can start from.
+
+    The classifier is left as it is where the number of classes, or one of their names, differs. A network with a
+    reduction takes the backbone alone from a plain network with global average pooling. Anything else must fit, and
+    nothing is changed where it does not.
+
+    Args:
+        network: A cell of `create_model`.
+        checkpoint: What :func:`read_weights` gave.
+        architecture: What the configuration says of the network; contradictions are named by key.
+        class_names: The classes to train on; empty where they are not known.
+        backbone_only: Take the backbone alone from any checkpoint.
+
+    Returns:
+        Names of the network's parameters that were left as they are, in its order.
+
+    Raises:
+        UserError: One line with everything that does not fit.
+    """
+    own = dict(network.parameters_and_names())
+    sources, foreign = _by_own_names(network, checkpoint)
+    shapes = {name: tuple(parameter.shape) for name, parameter in sources.items()}
+    plain = "layer_reduce.weight" in own and is_plain(shapes)
+    backbone_only = backbone_only or plain
+    ignored = {"class_num", "pooling_args"} | ({"pooling", "reduction_dim"} if backbone_only else set())
+    refuse_contradictions(checkpoint, {key: value for key, value in (architecture or {}).items() if key not in ignored})
+    classes = other_classes(checkpoint, class_names) if class_names else ""
+    other = f"it has other classes ({classes})" if classes else _other_classifier(own, shapes)
+    try:
+        kept = load_into(network, sources, bool(other), backbone_only, checkpoint.about)
+    except UserError as error:
+        raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
+    if backbone_only:
+        taken = len(own) - len(kept)
+        without = _modules([*foreign, *(name for name in sources if name.startswith(HEAD))])
+        reason = ", a plain network with global average pooling" if plain else ""
+        logger.info(
+            "started from the backbone of %s%s: %d of its %d tensors taken%s; newly initialised: %s",
+            checkpoint.path,
+            reason,
+            taken,
+            len(checkpoint.network),
+            f", without {without}" if without else "",
+            _modules(kept),
+        )
+    elif other:
+        logger.info("started from %s without its classifier: %s", checkpoint.path, other)
+    elif checkpoint.about.get("class_names"):
+        logger.info("started from %s, its classifier included: it has the same classes", checkpoint.path)
+    else:
+        logger.info(
+            "started from %s, its classifier included: it has as many outputs, and does not name its classes",
+            checkpoint.path,
+        )
+    return kept
+
+
+def _by_own_names(network: nn.Cell, checkpoint: Checkpoint) -> tuple[Mapping[str, Any], list[str]]:
+    """The parameters by the names of the network, and the names of those that have no place in it.
+
+    One that was built around another's backbone takes that one's own files: they have the names without a prefix, and
+    a head that has no place here.
+    """
+    prefix = getattr(network, "backbone_prefix", "")
+    if not prefix or any(name.startswith(prefix) for name in checkpoint.network):
+        return checkpoint.network, []
+    own = dict(network.parameters_and_names())
+    named = {prefix + name: p for name, p in checkpoint.network.items() if prefix + name in own}
+    return named, [name for name in checkpoint.network if prefix + name not in own]
+
+
+def _other_classifier(own: Mapping[str, Any], shapes: Mapping[str, tuple]) -> str:
+    """Why the classifier cannot be taken, by its shape, in words; empty if it can."""
+    name = classifier_weight(own)
+    if name is None:
+        return "the network has no classifier"
+    if name not in shapes:
+        return "the file has no classifier"
+    here, there = shapes[name], tuple(own[name].shape)
+    return f"it has other classes ({name} is {here} in the file, {there} in the network)" if here != there else ""
+
+
+def _modules(names: Sequence[str]) -> str:
+    """The modules of these parameters: layer_reduce, fc, ..."""
+    return ", ".join(dict.fromkeys(name.rpartition(".")[0].removeprefix("backbone.").split(".")[0] for name in names))
 
 
 def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
@@ -145,7 +249,7 @@ def convert_file(
     def check(written: Path) -> None:
         again = read_ckpt(written) if to == "ckpt" else convert_state_dict(read_state_dict(written))
         for name, parameter in result.items():
-            if to == "safetensors" and name == COUNTER:  # PyTorch has no such entry
+            if to == "safetensors" and is_counter(name):  # PyTorch has no such entry
                 continue
             if not np.array_equal(again[name].asnumpy(), parameter.asnumpy(), equal_nan=True):
                 raise UserError(f"{output}: {name} differs after writing; nothing was written")

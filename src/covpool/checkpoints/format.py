@@ -16,8 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.description import RANKS, described, take_about
-from covpool.checkpoints.entries import read_entries
+from covpool.checkpoints.entries import RANKS, described, read_entries, take_about
 from covpool.checkpoints.loading import conventions, load_into
 from covpool.errors import UserError
 from covpool.runtime.files import whole_file

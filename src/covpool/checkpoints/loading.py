@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any, Mapping, Optional, Union
 
@@ -12,8 +13,10 @@ from mindspore import nn
 from covpool.checkpoints.names import listed
 from covpool.errors import UserError
 
-CLASSIFIER = ("fc.",)
-HEAD = ("layer_reduce.", "layer_reduce_bn.", "pooling.", "fc.")
+# A transformer classifies by its class token or average of tokens with `head`, and by its pooling with `fc`.
+CLASSIFIER = ("fc.", "head.")
+HEAD = ("layer_reduce_norm.", "layer_reduce.", "layer_reduce_bn.", "pooling.", "dropout.", *CLASSIFIER)
+_CLASSIFIERS = ("fc.weight", "head.weight", "head.fc.weight")
 # Where a checkpoint says by which conventions its network computes: a fact beside the parameters.
 _CONVENTIONS = "conventions"
 _USUAL = "torchvision"
@@ -34,6 +37,12 @@ _DEPTHS: dict[tuple[str, tuple[int, ...]], str] = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 _STEMS = {7: "imagenet", 3: "small"}
+# Networks whose depth is always the same, by the weight of a block: the number of its outputs tells the width.
+_LIGHT = {"mobilenet_v2": "features.1.conv.1.weight", "shufflenet_v2": "stage2.0.branch2.0.weight"}
+_PATCHES = "patch_embed.proj.weight"
+_FIRST = ("conv1.weight", "features.0.0.weight", "conv1.0.weight", _PATCHES)
+
+logger = logging.getLogger(__name__)
 
 
 def load_into(
@@ -66,7 +75,7 @@ def load_into(
     missing = [name for name in targets if name not in sources]
     extra = [name for name in sources if name not in targets]
     both = [name for name in targets if name in sources]
-    shapes = [name for name in both if tuple(sources[name].shape) != tuple(targets[name].shape)]
+    shapes = [name for name in both if not _has_shape(network, sources, name, tuple(targets[name].shape))]
     types = [name for name in both if sources[name].is_floating_point() != targets[name].is_floating_point()]
     if missing or extra or shapes or types:
         raise UserError(_difference(sources, targets, missing, extra, shapes, types))
@@ -80,6 +89,17 @@ def load_into(
         value = sources[name].asnumpy()
         target.set_data(ms.Tensor(np.array(value), dtype=target.dtype))
     return [name for name, _ in network.parameters_and_names() if name not in targets]
+
+
+def _has_shape(network: nn.Cell, sources: dict[str, ms.Parameter], name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter has a shape, or has got it because the network knows how (a table of positions)."""
+    source = sources[name]
+    if tuple(source.shape) != shape and hasattr(network, "adapt"):
+        value = network.adapt(name, source.asnumpy())
+        if value.shape == shape:
+            logger.info("%s: interpolated from %s to %s", name, list(source.shape), list(shape))
+            sources[name] = ms.Parameter(ms.Tensor(value), name=name)
+    return tuple(sources[name].shape) == shape
 
 
 def _difference(
@@ -108,6 +128,11 @@ def _difference(
     return "the checkpoint does not fit the network: " + "; ".join(parts)
 
 
+def classifier_weight(shapes: Mapping[str, Any]) -> Optional[str]:
+    """The name of the weight, (classes, inputs), of a classifier that these parameters have; None without one."""
+    return next((name for name in _CLASSIFIERS if name in shapes), None)
+
+
 def conventions(network: nn.Cell) -> dict[str, str]:
     """What a checkpoint must say of a network besides its parameters; empty for the usual conventions."""
     name = getattr(network, _CONVENTIONS, _USUAL)
@@ -121,7 +146,7 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
         shapes: Parameter name -> shape.
 
     Returns:
-        What could be recognised: blocks and depth, base_width, in_channels, stem, reduction_dim (or what stands in
+        What could be recognised: family, or blocks and depth, base_width, in_channels, stem, reduction_dim (or what stands in
         its place), learnable pooling parameters, classifier inputs and class_num.
     """
     found: dict[str, Trait] = {}
@@ -132,15 +157,25 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
         depth = tuple(sum(1 for stage, _ in blocks if stage == s) for s in stages)
         name = _DEPTHS.get((kind, depth))
         found["net_name"] = f"{kind} blocks {depth}" + (f" ({name})" if name else "")
-    if "conv1.weight" in shapes and len(shapes["conv1.weight"]) == 4:
-        width, channels, kernel, _ = shapes["conv1.weight"]
-        found["base_width"] = width
-        found["in_channels"] = channels
-        found["stem"] = _STEMS.get(kernel, f"{kernel}x{kernel}")
+    for family, weight in _LIGHT.items():
+        if len(shapes.get(weight, ())) == 4:
+            found["net_name"], found["channels of the first block"] = family, shapes[weight][0]
+    if _PATCHES in shapes:
+        width, _, patch, _ = shapes[_PATCHES]
+        depth = sum(1 for name in shapes if name.endswith(".norm1.gamma"))
+        found["net_name"] = f"{depth} transformer blocks from width {width}, patches of {patch}"
+    first = next((shapes[name] for name in _FIRST if len(shapes.get(name, ())) == 4), None)
+    if first is not None:
+        if blocks:
+            found["base_width"] = first[0]
+        found["in_channels"] = first[1]
+        if blocks:
+            found["stem"] = _STEMS.get(first[2], f"{first[2]}x{first[2]}")
     found["reduction_dim"] = _reduction(shapes)
     found["pooling"] = _pooling([name for name in shapes if name.startswith("pooling.")])
-    if "fc.weight" in shapes and len(shapes["fc.weight"]) == 2:
-        found["class_num"], found["classifier inputs"] = shapes["fc.weight"]
+    classifier = classifier_weight(shapes)
+    if classifier and len(shapes[classifier]) == 2:
+        found["class_num"], found["classifier inputs"] = shapes[classifier]
     return found
 
 

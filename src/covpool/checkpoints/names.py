@@ -24,8 +24,13 @@ _BN_TO_PYTORCH = {value: key for key, value in _BN_TO_MINDSPORE.items()}
 _STATISTICS = ("running_mean", "running_var")
 _BATCHES = "num_batches_tracked"
 
-# Ranks of what a module other than batch normalisation holds: dense layers and 2D convolutions.
-_RANKS = {"weight": (2, 4), "bias": (1,)}
+# Ranks of what a module other than a normalisation holds: dense layers and 2D convolutions. Then parameters of
+# transformers that are no module's.
+_RANKS = {
+    "weight": (2, 4),
+    "bias": (1,),
+    **{"cls_token": (3,), "pos_embed": (3,), "relative_position_bias_table": (2,)},
+}
 
 # The released DropCov checkpoints keep the channel convolution of the pooling under this name.
 _RELEASED_POOLING = "eca_layer."
@@ -51,6 +56,19 @@ _TRAINER = {
     "classifier.": "fc.",
 }
 
+# MobileNetV2 and ShuffleNetV2 of torchvision and of the CVPR 2020 study: a name that tells the family, then the parts
+# of the head, theirs and ours. The backbones have the same names.
+_REDUCTION = {"dimension_reduction.0.": "layer_reduce.", "dimension_reduction.1.": "layer_reduce_bn."}
+_MOBILENET_MARK = "features.0.0.weight"
+_LIGHT = {_MOBILENET_MARK: {**_REDUCTION, "classifier.1.": "fc."}, "conv5.0.weight": _REDUCTION}
+_DROPOUT_COUNTER = "dropout.counter"
+
+# Swin as its authors published it, and timm did at first: the merging of patches ends a stage there, and begins the next
+# one here. Buffers are tables that follow from the sizes.
+_SWIN_MARK = "layers.0.downsample.reduction.weight"
+_SWIN_STAGE = re.compile(r"layers\.(\d+)\.downsample\.")
+_SWIN_BUFFERS = ("relative_position_index", "attn_mask")
+
 # The public MindSpore ports took their residual blocks from MindSpore's model zoo: parts of names, theirs and ours.
 _PORT = {"bn1d": "bn1", "bn2d": "bn2", "down_sample_layer": "downsample", "end_point": "fc"}
 _PORT_MARK = re.compile(r"layer\d\.\d+\.(bn1d|down_sample_layer)\.")
@@ -71,8 +89,14 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
     * `module.` (data parallel training), at the beginning or after `features.`, is dropped;
     * in a checkpoint of the trainer of fast-MPN-COV, `features.N`, `representation.conv_dr_block.N` and `classifier`
       become the backbone's names, `layer_reduce`, `layer_reduce_bn` and `fc`;
+    * in a MobileNetV2 or ShuffleNetV2, `dimension_reduction.0`, `dimension_reduction.1` and `classifier.1` become
+      `layer_reduce`, `layer_reduce_bn` and `fc`; `dropout.counter`, which MobileNetV2 has besides, starts at 0;
     * `m` with `running_mean` is a batch normalisation: `weight, bias, running_mean, running_var` become
       `gamma, beta, moving_mean, moving_variance`; `num_batches_tracked` has no counterpart and is dropped;
+    * `m` with a `weight` of rank 1 and no `running_mean` is a layer normalisation, with `gamma` and `beta`;
+    * `cls_token`, `pos_embed` and `relative_position_bias_table` keep their names; of a Swin Transformer as its authors
+      published it, `layers.i.downsample` becomes `layers.i+1.downsample`, `head` becomes `head.fc`, and
+      `relative_position_index` and `attn_mask` are dropped;
     * `eca_layer.conv.weight` (1, 1, k) becomes `pooling.conv.weight`, and the count of drawn dropout masks,
       `pooling.dropout.counter`, which PyTorch does not have, starts at 0;
     * `pooling.*` keeps its name: the learnable poolings that have no released counterpart;
@@ -90,7 +114,9 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
         UserError: Names, ranks or types that no rule knows, all in one line; two names that become one.
     """
     arrays = _renamed(state_dict)
-    normalisations = {_module(name) for name in arrays if _leaf(name) == _STATISTICS[0]}
+    normalisations = {_module(name) for name in arrays if _leaf(name) == _STATISTICS[0]} | {
+        _module(name) for name, value in arrays.items() if _leaf(name) == "weight" and np.ndim(value) == 1
+    }
     parameters: dict[str, ms.Parameter] = {}
     unknown = []
     for name, value in arrays.items():
@@ -106,11 +132,12 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
             parameters[target] = _parameter(target, array.astype(np.float32))
     if unknown:
         raise UserError(
-            f"checkpoint: no rule for {listed(unknown)}; known are batch normalisation, weights of rank 2 or 4, "
+            f"checkpoint: no rule for {listed(unknown)}; known are normalisations, weights of rank 2 or 4, "
             f"biases and {_RELEASED_KERNEL}"
         )
-    if _RELEASED_KERNEL in arrays:
-        parameters[COUNTER] = _parameter(COUNTER, np.zeros((), np.int32))
+    counters = {_RELEASED_KERNEL: COUNTER, _MOBILENET_MARK: _DROPOUT_COUNTER}
+    for counter in [counters[name] for name in counters if name in arrays]:
+        parameters[counter] = _parameter(counter, np.zeros((), np.int32))
     return parameters
 
 
@@ -118,7 +145,7 @@ def to_pytorch(parameters: Mapping[str, ms.Parameter]) -> dict[str, np.ndarray]:
     """Convert MindSpore parameters to a PyTorch state dict: the inverse of :func:`convert_state_dict`.
 
     `num_batches_tracked` is 0 for every batch normalisation: MindSpore does not count batches, and PyTorch reads the
-    number only with `momentum=None`. The counter of dropout masks is left out.
+    number only with `momentum=None`. Counters of dropout masks are left out.
 
     Args:
         parameters: MindSpore name -> parameter.
@@ -129,17 +156,19 @@ def to_pytorch(parameters: Mapping[str, ms.Parameter]) -> dict[str, np.ndarray]:
     Raises:
         UserError: Names or ranks that no rule knows.
     """
-    normalisations = {_module(name) for name in parameters if _leaf(name) == "moving_mean"}
+    normalisations = {_module(name) for name in parameters if _leaf(name) in ("moving_mean", "gamma")}
+    prefixes = {ours: theirs for theirs, ours in _light(parameters).items()}
     arrays: dict[str, np.ndarray] = {}
     unknown = []
     for name, parameter in parameters.items():
-        if name == COUNTER:
+        if is_counter(name):
             continue
         value = parameter.asnumpy()
         target = _to_pytorch(name, value.shape, _module(name) in normalisations)
         if target is None:
             unknown.append(f"{name} {list(value.shape)}")
             continue
+        target = _replaced(target, prefixes)
         arrays[target] = value
         if _leaf(target) == "running_var":
             arrays[f"{_module(target)}.{_BATCHES}"] = np.zeros((), np.int64)
@@ -181,6 +210,11 @@ def from_port(entries: dict[str, Any], path: Path) -> dict[str, Any]:
     return renamed
 
 
+def is_counter(name: str) -> bool:
+    """Whether a parameter counts dropout masks, which PyTorch's networks do not."""
+    return _leaf(name) == "counter"
+
+
 def listed(names: Iterable[str], limit: int = 6) -> str:
     """Names as one line, the first `limit` of them and the number of the others."""
     names = list(names)
@@ -213,10 +247,10 @@ def _to_pytorch(name: str, shape: tuple[int, ...], is_norm: bool) -> Optional[st
 def _renamed(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state dict by the names of the network itself: without wrappers of data parallel training and trainers."""
     short = {name: _without_wrapper(name) for name in state_dict}
-    if any(map(_TRAINER_MARK.match, short.values())):
-        for name, value in short.items():
-            prefix = next((prefix for prefix in _TRAINER if value.startswith(prefix)), None)
-            short[name] = _TRAINER[prefix] + value[len(prefix) :] if prefix else value
+    prefixes = _TRAINER if any(map(_TRAINER_MARK.match, short.values())) else _light(short.values())
+    short = {name: _replaced(value, prefixes) for name, value in short.items()}
+    if _SWIN_MARK in short.values():
+        short = {name: _swin(value) for name, value in short.items() if _leaf(value) not in _SWIN_BUFFERS}
     arrays: dict[str, np.ndarray] = {}
     for name, target in short.items():
         if target in arrays:
@@ -224,6 +258,22 @@ def _renamed(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise UserError(f"checkpoint: both {first} and {name} are there")
         arrays[target] = state_dict[name]
     return arrays
+
+
+def _light(names: Iterable[str]) -> Mapping[str, str]:
+    """What the head of a MobileNetV2 or ShuffleNetV2 is called, there and here; empty for other networks."""
+    found = set(names)
+    return next((prefixes for mark, prefixes in _LIGHT.items() if mark in found), {})
+
+
+def _replaced(name: str, prefixes: Mapping[str, str]) -> str:
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return prefixes[prefix] + name[len(prefix) :] if prefix else name
+
+
+def _swin(name: str) -> str:
+    name = name.replace("head.", "head.fc.", 1) if name.startswith("head.") else name
+    return _SWIN_STAGE.sub(lambda match: f"layers.{int(match[1]) + 1}.downsample.", name)
 
 
 def _without_wrapper(name: str) -> str:

@@ -11,11 +11,10 @@ from typing import Optional
 
 from tqdm import tqdm
 
-from covpool.data.check import Report, check_image_folder
+from covpool.data.check import Finding, Report, check_image_folder
 from covpool.data.datasets import DATASETS, IMAGE_FOLDERS, open_source
 from covpool.data.decoding import MAX_PIXELS
 from covpool.data.image_folder import write_image_list
-from covpool.data.inspection import Finding
 from covpool.data.sources import SPLITS
 from covpool.data.usable import usable
 from covpool.errors import UserError

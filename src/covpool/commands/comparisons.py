@@ -12,8 +12,7 @@ from covpool.config import load_config
 from covpool.config.entry import open_session
 from covpool.errors import UserError
 from covpool.research.compare_runs import comparison_table, plot_comparison, read_epochs
-from covpool.research.robustness.metrics import relative_errors
-from covpool.research.robustness.plot import plot_groups
+from covpool.research.robustness.metrics import plot_groups, relative_errors
 from covpool.research.study.report import spread, spread_text
 from covpool.research.tables import table
 from covpool.runtime.command import named_paths, new_parser

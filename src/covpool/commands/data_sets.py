@@ -16,7 +16,7 @@ from covpool.data.image_folder import open_image_folder
 from covpool.data.mindrecord_writer import pack_image_folder
 from covpool.data.sources import SPLITS
 from covpool.data.textures import DIFFERENCES, Textures
-from covpool.research.robustness.severities import CORRUPTIONS, SCALES, SEVERITIES
+from covpool.research.robustness.corruptions import CORRUPTIONS, SCALES, SEVERITIES
 from covpool.research.robustness.tree import Plan, list_images, write_tree
 from covpool.runtime.command import new_parser
 from covpool.runtime.environment import available_cores

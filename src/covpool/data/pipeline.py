@@ -12,9 +12,8 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from covpool.data.augmentation import CHUNK, DRAWS, augmentation_draws
 from covpool.data.sources import Source
-from covpool.data.transforms import Augmentation, ImageTransform, Stage, check_counts
+from covpool.data.transforms import CHUNK, DRAWS, Augmentation, ImageTransform, Stage, augmentation_draws, check_counts
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
 

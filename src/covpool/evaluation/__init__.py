@@ -1,6 +1,12 @@
 """Metrics and evaluation."""
 
-from covpool.evaluation.evaluate import Evaluation, count_batch, describe_overflow, evaluate, numpy_batches
-from covpool.evaluation.report import write_report
+from covpool.evaluation.evaluate import (
+    Evaluation,
+    count_batch,
+    describe_overflow,
+    evaluate,
+    numpy_batches,
+    write_report,
+)
 
 __all__ = ["Evaluation", "count_batch", "describe_overflow", "evaluate", "numpy_batches", "write_report"]

@@ -1,9 +1,11 @@
-"""Accuracy and loss over a dataset, every image counted once on any number of ranks."""
+"""Accuracy and loss over a dataset, every image counted once on any number of ranks, and what was confused."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -11,7 +13,10 @@ import numpy as np
 from mindspore import nn
 
 from covpool.data import Source, pipeline_errors
+from covpool.data.decoding import printable
+from covpool.plots import plot_confusion, plot_mistakes
 from covpool.runtime.distributed import World
+from covpool.runtime.files import whole_file
 
 MAX_CONFUSION_CLASSES = 2000  # of more, a matrix is neither kept (32 MB) nor read by anybody
 NUM_MISTAKES = 10
@@ -229,3 +234,46 @@ def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if dataset is not None:
         with pipeline_errors():
             yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+
+
+def write_report(folder: Path, result: Evaluation, source: Source) -> None:
+    """Write ``confusion_matrix.csv``, ``confusion_matrix.png`` and ``mistakes.png`` into a folder.
+
+    Rows of the matrix are true classes, columns predicted ones. Of more than ``MAX_CONFUSION_CLASSES`` classes
+    there is none.
+
+    Args:
+        folder: Made if needed; earlier files of these names are replaced.
+        result: The evaluation.
+        source: What was evaluated: gives class names and the images of the mistakes.
+
+    Raises:
+        OSError: A file cannot be written.
+        UserError: An image cannot be read any more.
+    """
+    names = [printable(name) for name in all_names(source.class_names, len(result.total))]
+    if result.confusion is not None:
+        with whole_file(folder / "confusion_matrix.csv") as temporary, temporary.open("w", encoding="utf-8") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["true class", *names])
+            rows.writerows([name, *row] for name, row in zip(names, result.confusion.tolist()))
+        plot_confusion(result.confusion, names, folder / "confusion_matrix.png")
+    shown = [
+        (source.pixels(m.index), f"{names[m.label]}\npredicted {names[m.predicted]}, {m.probability:.0%}")
+        for m in result.mistakes
+    ]
+    plot_mistakes(shown, folder / "mistakes.png")
+
+
+def describe_mistakes(result: Evaluation, source: Source) -> list[dict[str, Any]]:
+    """The most confident mistakes as plain values for JSON."""
+    names = all_names(source.class_names, len(result.total))
+    return [
+        {
+            "image": source.describe(m.index),
+            "class": names[m.label],
+            "predicted": names[m.predicted],
+            "probability": m.probability,
+        }
+        for m in result.mistakes
+    ]

@@ -16,8 +16,7 @@ from covpool.checkpoints.format import load_network, other_classes, read_checkpo
 from covpool.config import Config
 from covpool.data.decoding import printable
 from covpool.errors import UserError
-from covpool.evaluation.evaluate import describe_overflow, evaluate, numpy_batches
-from covpool.evaluation.report import describe_mistakes, write_report
+from covpool.evaluation.evaluate import describe_mistakes, describe_overflow, evaluate, numpy_batches, write_report
 from covpool.runtime.distributed import World
 from covpool.runtime.files import check_writable, write_json
 

@@ -1,9 +1,8 @@
 """Export to MindIR and ONNX, the check of the files, and prediction from them."""
 
 from covpool.export.folding import fold_batch_norm
-from covpool.export.formats import FORMATS, ExportedModel, open_exported
 from covpool.export.predict import Prediction, find_images, open_model, predict, write_predictions
-from covpool.export.run import Exported, export_checkpoint, export_network
+from covpool.export.run import FORMATS, Exported, ExportedModel, export_checkpoint, export_network, open_exported
 
 __all__ = [
     "FORMATS",

@@ -1,4 +1,4 @@
-"""What an exported file may hold: operators that compute, and its own weights. Seen before anything is loaded.
+"""What an exported file may hold: operators that compute, its own weights and a checksum. Seen before it is loaded.
 
 The runtimes believe what a file says: MindSpore loads a library that a `Custom` operator names, ONNX Runtime reads any
 file that a tensor names as its content.
@@ -6,6 +6,7 @@ file that a tensor names as its content.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,43 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from mindspore.train import mind_ir_pb2
 
 from covpool.errors import UserError
+
+# Field 1000, of 64 bytes: the SHA-256 of the name's ending and all before it, in hexadecimal digits; with the ending a
+# file of one format is not taken for one of the other.
+_FIELD = bytes([0xC2, 0x3E, 64])
+_LENGTH = len(_FIELD) + 64
+
+
+def seal(path: Path) -> None:
+    """Append the checksum to a file."""
+    path.chmod(0o600)  # MindSpore leaves its files read-only
+    with path.open("ab") as file:
+        file.write(_field(path, path.read_bytes()))
+
+
+def read_sealed(path: Path) -> bytes:
+    """Content of a file, compared with its checksum before any parser sees it.
+
+    Anyone can compute the checksum: what the file holds is checked besides.
+
+    Raises:
+        UserError: No such file, no checksum, or another one.
+    """
+    if not path.is_file():
+        raise UserError(f"no exported file at {path}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    body, field = content[:-_LENGTH], content[-_LENGTH:]
+    if field != _field(path, body):
+        raise UserError(f"{path} is damaged or not a file of export.py: its checksum is missing or wrong")
+    return body
+
+
+def _field(path: Path, body: bytes) -> bytes:
+    return _FIELD + hashlib.sha256(path.suffix.encode("ascii", "replace") + body).hexdigest().encode("ascii")
+
 
 # Operators of MindIR that compute, or that order what is computed. A network that needs another one for its mathematics
 # adds it here.
@@ -60,51 +98,30 @@ def checked_mindir(content: bytes, path: Path) -> Any:
         model.ParseFromString(content)
     except (DecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not a MindIR file of export.py: {error}") from error
-    for message in _messages(model):
+    for message in messages(model):
         if isinstance(message, _TENSOR):
             _check_tensor(message, path)
         elif isinstance(message, (mind_ir_pb2.PreprocessorProto, mind_ir_pb2.FunctorProto)):
-            raise _refused(path, "preprocessing or a function")
+            raise refused(path, "preprocessing or a function")
         elif isinstance(message, (mind_ir_pb2.PrimitiveProto, mind_ir_pb2.NodeProto)):
             operator = message.op_type
             if operator not in MINDIR_OPERATORS and not operator.startswith(_REFERENCE):
-                raise _refused(path, f"the operator {operator}")
+                raise refused(path, f"the operator {operator}")
     return model
 
 
-def check_onnx(content: bytes, path: Path) -> None:
-    """See that an ONNX file can only compute: plain operators that export.py writes, and its weights within it.
-
-    Raises:
-        UserError: Another operator, a reference to another file, or no ONNX at all.
-    """
-    import onnx
-
-    from covpool.export.onnx_graph import OPERATORS
-
-    try:
-        model = onnx.load_model_from_string(content)
-    except (DecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or not an ONNX file of export.py: {error}") from error
-    for message in _messages(model):
-        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
-            raise _refused(path, "weights in another file")
-        if isinstance(message, onnx.NodeProto) and (message.domain or message.op_type not in OPERATORS):
-            raise _refused(path, f"the operator {message.domain}{'.' if message.domain else ''}{message.op_type}")
-
-
-def _messages(message: Message) -> Iterator[Message]:
+def messages(message: Message) -> Iterator[Message]:
     """A message and all messages within it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
             for inner in (value,) if isinstance(value, Message) else value:
-                yield from _messages(inner)
+                yield from messages(inner)
 
 
 def _check_tensor(tensor: Any, path: Path) -> None:
     if tensor.HasField("external_data"):
-        raise _refused(path, "weights in another file")
+        raise refused(path, "weights in another file")
     if not tensor.raw_data:
         return  # the type and shape of a result
     expected = math.prod(tensor.dims) * _SIZES.get(tensor.data_type, 0)
@@ -115,7 +132,8 @@ def _check_tensor(tensor: Any, path: Path) -> None:
         )
 
 
-def _refused(path: Path, what: str) -> UserError:
+def refused(path: Path, what: str) -> UserError:
+    """The error for a file that could do more than compute."""
     return UserError(
         f"{path} holds {what}, which export.py does not write: not loaded, because it could run other code or read "
         "other files"

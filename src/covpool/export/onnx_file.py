@@ -10,13 +10,12 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mindspore import nn
 
 from covpool.errors import UserError
-from covpool.export.contents import check_onnx
-from covpool.export.mindir import first_line, write_graph
-from covpool.export.mindir_graph import read_graph
-from covpool.export.seal import read_sealed, seal
+from covpool.export.contents import messages, read_sealed, refused, seal
+from covpool.export.mindir import first_line, read_graph, write_graph
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 
@@ -99,3 +98,24 @@ class OnnxModel:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of a batch."""
         return self._session.run(None, {self._input: np.ascontiguousarray(images, np.float32)})[0]
+
+
+def check_onnx(content: bytes, path: Path) -> None:
+    """See that an ONNX file can only compute: plain operators that export.py writes, and its weights within it.
+
+    Raises:
+        UserError: Another operator, a reference to another file, or no ONNX at all.
+    """
+    import onnx  # after MindSpore, whose generated code needs protobuf's Python implementation
+
+    from covpool.export.onnx_graph import OPERATORS
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or not an ONNX file of export.py: {error}") from error
+    for message in messages(model):
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            raise refused(path, "weights in another file")
+        if isinstance(message, onnx.NodeProto) and (message.domain or message.op_type not in OPERATORS):
+            raise refused(path, f"the operator {message.domain}{'.' if message.domain else ''}{message.op_type}")

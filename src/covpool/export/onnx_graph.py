@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from covpool.errors import UserError
-from covpool.export.mindir_graph import Graph, Name, Node
+from covpool.export.mindir import Graph, Name, Node
 
 OPSET = 17
 IR_VERSION = 8

@@ -18,8 +18,7 @@ from covpool.config import Config
 from covpool.data import ImageTransform
 from covpool.data.image_folder import EXTENSIONS, FolderSource
 from covpool.errors import UserError
-from covpool.export.formats import ExportedModel, open_exported
-from covpool.export.run import transformed
+from covpool.export.run import ExportedModel, open_exported, transformed
 from covpool.runtime.files import whole_file, write_json
 
 

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from mindspore import nn
 
-from covpool.kernels.batch_norm import CompiledBatchNorm2d, batch_norm_operator
-from covpool.kernels.convolution import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
-from covpool.kernels.covariance import CompiledCentre, CompiledSymmetricVector
-from covpool.kernels.element_wise import CompiledAffine, CompiledSignedRootL2
+from covpool.kernels.layers import (
+    CompiledBatchNorm2d,
+    CompiledConv2d,
+    batch_norm_operator,
+    stem_operator,
+    takes_stem,
+    takes_winograd,
+    winograd_operator,
+)
 from covpool.kernels.library import compile_kernels, set_threads, threads_of_process
+from covpool.kernels.poolings import CompiledAffine, CompiledCentre, CompiledSignedRootL2, CompiledSymmetricVector
 from covpool.pooling.covariance import Centre, SymmetricVector
 from covpool.pooling.element_wise import Affine, SignedRootL2
 

@@ -9,7 +9,7 @@ from typing import Any, Callable, Sequence
 
 from mindspore import nn
 
-from covpool.checkpoints.pretrained import read_weights, start_from
+from covpool.checkpoints.conversion import read_weights, start_from
 from covpool.models.mindcv_network import MINDCV, mindcv_builder
 from covpool.registry import Registry
 

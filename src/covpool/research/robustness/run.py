@@ -21,15 +21,15 @@ from covpool.config import Config
 from covpool.data.image_folder import FolderSource, class_names
 from covpool.evaluation import Evaluation, describe_overflow, evaluate, numpy_batches
 from covpool.evaluation.run import Show, check_result_path, deliver
-from covpool.research.robustness.metrics import corruption_summary, flip_rate
-from covpool.research.robustness.plot import plot_bars
-from covpool.research.robustness.sequences import read_frames, sequences
+from covpool.research.robustness.metrics import corruption_summary, flip_rate, plot_bars
 from covpool.research.robustness.sets import (
     PERTURBATIONS,
     corruption_folders,
     find_folders,
     folder_source,
     network_classes,
+    read_frames,
+    sequences,
 )
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from covpool.data.augmentation import trim_long_side
 from covpool.data.decoding import ImageError, load_image, open_image, printable
 from covpool.data.image_folder import class_names, image_names
+from covpool.data.transforms import trim_long_side
 from covpool.errors import UserError
-from covpool.research.robustness.corruptions import corrupt
-from covpool.research.robustness.severities import CORRUPTIONS, SEVERITIES
+from covpool.research.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from covpool.runtime.files import read_bytes, whole_file
 from covpool.runtime.processes import process_pool
 
