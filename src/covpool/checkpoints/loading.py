@@ -146,8 +146,8 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
         shapes: Parameter name -> shape.
 
     Returns:
-        What could be recognised: family, or blocks and depth, base_width, in_channels, stem, reduction_dim (or what stands in
-        its place), learnable pooling parameters, classifier inputs and class_num.
+        What could be recognised: family, or blocks and depth, base_width, in_channels, stem, reduction_dim (or what
+        stands in its place), learnable pooling parameters, classifier inputs and class_num.
     """
     found: dict[str, Trait] = {}
     blocks = sorted({(int(m[1]), int(m[2])) for m in map(_BLOCK.match, shapes) if m})
@@ -166,11 +166,9 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
         found["net_name"] = f"{depth} transformer blocks from width {width}, patches of {patch}"
     first = next((shapes[name] for name in _FIRST if len(shapes.get(name, ())) == 4), None)
     if first is not None:
-        if blocks:
-            found["base_width"] = first[0]
         found["in_channels"] = first[1]
-        if blocks:
-            found["stem"] = _STEMS.get(first[2], f"{first[2]}x{first[2]}")
+        if "conv1.weight" in shapes:
+            found = {"base_width": first[0], **found, "stem": _STEMS.get(first[2], f"{first[2]}x{first[2]}")}
     found["reduction_dim"] = _reduction(shapes)
     found["pooling"] = _pooling([name for name in shapes if name.startswith("pooling.")])
     classifier = classifier_weight(shapes)
