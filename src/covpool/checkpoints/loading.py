@@ -168,7 +168,7 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
     if first is not None:
         found["in_channels"] = first[1]
         if "conv1.weight" in shapes:
-            found = {"base_width": first[0], **found, "stem": _STEMS.get(first[2], f"{first[2]}x{first[2]}")}
+            found["base_width"], found["stem"] = first[0], _STEMS.get(first[2], f"{first[2]}x{first[2]}")
     found["reduction_dim"] = _reduction(shapes)
     found["pooling"] = _pooling([name for name in shapes if name.startswith("pooling.")])
     classifier = classifier_weight(shapes)
