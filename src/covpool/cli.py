@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn, Optional
 
 from covpool.errors import UserError, nearest
@@ -23,6 +24,10 @@ def run(words: Sequence[str]) -> int:
 
 
 def _dispatch(words: Sequence[str]) -> int:
+    try:
+        Path.cwd()  # MindSpore ends the process with a core dump where its import finds none
+    except FileNotFoundError:
+        raise UserError("the folder that this command was started in was removed: start it in another one") from None
     if not words or words[0] in ("-h", "--help"):
         print(_usage(), end="")
         return 0 if words else 2

@@ -54,6 +54,12 @@ def test_output_that_nobody_takes(redirection: str) -> None:
     assert done.stdout.splitlines()[-1] == {"| head -1": "141", ">/dev/full": "1", ">&-": "0"}[redirection]
 
 
+def test_a_folder_that_was_removed(tmp_path: Path) -> None:
+    command = f'cd "$(mktemp -d -p {tmp_path})"; rmdir "$PWD"; exec {sys.executable} -m covpool eval'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "was removed" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_the_parser_shows_the_text_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     parser = new_parser("covpool x", "first line\n\n      indented\n")
     parser.add_argument("--output")

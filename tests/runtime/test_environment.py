@@ -48,6 +48,11 @@ def test_usable_values_stay_and_missing_ones_are_set(
     prepare_environment()
     assert {name: os.environ[name] for name in usable} == usable
     assert os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] == "python" and not caplog.records
-    monkeypatch.delenv("GLOG_log_dir")
+
+
+@pytest.mark.parametrize("folder", ["", "/dev/null", "/dev/null/logs"])
+def test_logs_need_a_folder(folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("GLOG_logtostderr", "0")
+    monkeypatch.setenv("GLOG_log_dir", folder)
     prepare_environment()
     assert "GLOG_logtostderr" not in os.environ and "needs GLOG_log_dir" in caplog.text

@@ -32,24 +32,18 @@ _USABLE = {
 }
 
 
-def mindspore_version() -> str:
-    """The installed MindSpore version, read without importing it (the import takes about a second)."""
-    return importlib.metadata.version("mindspore")
-
-
 def prepare_environment(device_target: str = "CPU") -> None:
     """Set what MindSpore reads from the environment while it is imported. Call before the first import of it.
 
-    For a GPU its CUDA libraries are found and loaded, see ``cuda.py``.
-
-    What the user has set is left alone where MindSpore can use it, and set right with a line in the log where not.
+    What the user has set is left alone where MindSpore can use it, and set right with a line in the log where not. For
+    a GPU its CUDA libraries are found and loaded, see ``cuda.py``.
     """
     _set_right()
     if device_target == "GPU":
         from covpool.runtime.cuda import activate_gpu
 
         activate_gpu()
-    version = mindspore_version()
+    version = importlib.metadata.version("mindspore")  # not imported, which takes about a second
     release = tuple(int(part) for part in version.split(".")[:2])
     if release >= _FIRST_SLOW_ON_AVX512 and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
@@ -72,29 +66,28 @@ def _set_right() -> None:
             what = f"{value} set" if value else "unset"
             logger.warning("%s=%s cannot be used by MindSpore: %s", name, given, what)
     name, folder = "GLOG_logtostderr", "GLOG_log_dir"
-    if os.environ.get(name) == "0" and not os.environ.get(folder):
+    if os.environ.get(name) == "0" and not _can_hold_logs(os.environ.get(folder, "")):
         del os.environ[name]
-        logger.warning("%s=0 needs %s, which is not set: unset", name, folder)
+        logger.warning("%s=0 needs %s, a folder that can be written: unset", name, folder)
+
+
+def _can_hold_logs(folder: str) -> bool:
+    """Whether MindSpore can make its folder of logs there, and those above it that are missing."""
+    path = Path(folder).absolute()
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    return bool(folder) and there.is_dir() and os.access(there, os.W_OK)
 
 
 def available_cores() -> int:
     """The number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def git_revision(folder: Path) -> str | None:
     """Commit of the checkout that holds ``folder``, with ``-dirty`` when changed; None outside a checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
+        out = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip()
