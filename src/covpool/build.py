@@ -12,11 +12,12 @@ import numpy as np
 from mindspore import nn
 
 from covpool.checkpoints.format import Checkpoint
+from covpool.checkpoints.loading import classifier_weight
 from covpool.config import Config
 from covpool.config.schema import options
 from covpool.data import Augmentation, ImageTransform, Source, create_dataset, epoch_order, open_source, usable
 from covpool.errors import ConfigError, UserError
-from covpool.models import create_model
+from covpool.models import create_model, model_arguments
 from covpool.pooling.counter_random import CounterUniform
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
@@ -25,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 # The keys of the image transform, as in ``ImageTransform``: side, crop ratio, interpolation, mean, std.
 TRANSFORM = ("eval_image_size", "eval_crop_ratio", "interpolation", "mean", "std")
+# Keys of the layers of a network, which not every network takes.
+_LAYERS = ("in_channels", "stem", "base_width", "width_mult")
 _DROPOUT_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
+_GENERATOR_STRIDE = 2**52  # and those of one network: above any seed times the stride
 
 
 def resolve_class_num(config: Config, where: Source | Checkpoint) -> Config:
@@ -38,9 +42,10 @@ def resolve_class_num(config: Config, where: Source | Checkpoint) -> Config:
         return config
     if isinstance(where, Source):
         return config.replace(class_num=len(where.class_names))
-    if "fc.weight" not in where.network:
+    classifier = classifier_weight(where.network)
+    if classifier is None:
         raise UserError(f"class_num = auto: {where.path} holds no classifier; give --class_num=N", exit_code=2)
-    return config.replace(class_num=where.network["fc.weight"].shape[0])
+    return config.replace(class_num=where.network[classifier].shape[0])
 
 
 def architecture(config: Config) -> dict[str, Any]:
@@ -51,11 +56,22 @@ def architecture(config: Config) -> dict[str, Any]:
         "pooling": config.pooling,
         **covariance_only,
         "class_num": config.class_num,
-        "in_channels": config.in_channels,
-        "stem": config.stem,
-        "base_width": config.base_width,
+        **_layers(config),
+        **({"train_image_size": config.train_image_size} if _has_positions(config) else {}),
         "pooling_args": dict(config.pooling_args),
+        **({"model_args": dict(config.model_args)} if config.model_args else {}),
     }
+
+
+def _layers(config: Config) -> dict[str, Any]:
+    """The keys of the layers that the configured network takes."""
+    taken = model_arguments(config.net_name)
+    return {key: getattr(config, key) for key in _LAYERS if key in taken}
+
+
+def _has_positions(config: Config) -> bool:
+    """Whether the configured network is made for one size of images."""
+    return "image_size" in model_arguments(config.net_name)
 
 
 def image_transform(config: Config, source: Source | None = None) -> ImageTransform:
@@ -162,6 +178,19 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
     Raises:
         UserError: Names or arguments that network or pooling do not know.
     """
+    layers = _layers(config)
+    foreign = [key for key in _LAYERS if key not in layers and getattr(config, key) != options()[key].default]
+    if foreign:
+        values = ", ".join(f"{key} = {getattr(config, key)}" for key in foreign)
+        raise UserError(
+            f"{values}: {config.net_name} does not take it; it takes {', '.join(layers) or 'no such key'}", exit_code=2
+        )
+    own = [key for key in model_arguments(config.net_name) if key not in (*_LAYERS, "image_size")]
+    unknown = [key for key in config.model_args if key not in own]
+    if unknown:
+        raise UserError(
+            f"model_args: {config.net_name} does not take {', '.join(unknown)}; it takes {', '.join(own)}", exit_code=2
+        )
     try:
         network = create_model(
             config.net_name,
@@ -169,16 +198,17 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
             reduction_dim=config.reduction_dim,
             num_classes=config.num_classes,
             pooling_args=dict(config.pooling_args),
-            in_channels=config.in_channels,
-            stem=config.stem,
-            base_width=config.base_width,
+            **layers,
+            **({"image_size": config.train_image_size} if _has_positions(config) else {}),
+            **config.model_args,
         )
     except (ValueError, TypeError) as error:
         raise UserError(str(error), exit_code=2) from error
-    rank = world.rank if world else 0
+    rank, generators = world.rank if world else 0, 0
     for _, cell in network.cells_and_names():
         if isinstance(cell, CounterUniform):
-            cell.seed = config.seed * _DROPOUT_SEED_STRIDE + rank
+            cell.seed = config.seed * _DROPOUT_SEED_STRIDE + rank + generators * _GENERATOR_STRIDE
+            generators += 1
         if config.freeze_bn and isinstance(cell, nn.BatchNorm2d):
             cell.use_batch_statistics = False
     return network

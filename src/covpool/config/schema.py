@@ -60,10 +60,13 @@ class Config:
     in_channels: int = _network(3, "Channels of the input images.", choices=(1, 3))
     stem: str = _network(
         "imagenet",
-        "First layers: imagenet (7x7 stride 2 and max-pooling) or small (3x3 stride 1, for 28 to 64 pixels).",
+        "First layers: imagenet (of a ResNet, 7x7 stride 2 and max-pooling) or small (stride 1, for 28 to 64 pixels).",
         choices=("imagenet", "small"),
     )
-    base_width: int = _network(64, "Channels of the first stage.", bounds="1 <= x <= 4096")
+    base_width: int = _network(64, "Channels of the first stage of a ResNet.", bounds="1 <= x <= 4096")
+    model_args: Mapping[str, Any] = _network(
+        {}, "Further arguments of the network, e.g. {depth: 4}; on the command line also --model_args.NAME=VALUE."
+    )
 
     dataset: str = _data(
         "image_folder",
@@ -131,6 +134,7 @@ class Config:
     momentum: float = _training(0.9, "Momentum.", bounds="0 <= x < 1")
     nesterov: bool = _training(False, "Nesterov's form of the momentum.")
     weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="0 <= x <= 1e38")
+    decay_all: bool = _training(False, "Apply the weight decay to beta, gamma and bias, too.")
     freeze_bn: bool = _training(False, "Keep the running statistics of batch normalisation as loaded.")
     amp_level: str = _training("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
     loss_scale_mode: str = _training(

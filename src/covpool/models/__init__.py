@@ -4,6 +4,6 @@ from covpool.models import mobilenet_v2, resnet, shufflenet_v2  # noqa: F401 - t
 from covpool.models.classifier import ImageClassifier
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.freezing import freeze
-from covpool.models.registry import create_model, list_models, register_model
+from covpool.models.registry import create_model, list_models, model_arguments, register_model
 
-__all__ = ["FeatureInfo", "ImageClassifier", "Stage", "create_model", "freeze", "list_models", "register_model"]
+__all__ = ["FeatureInfo", "ImageClassifier", "Stage", "create_model", "freeze", "list_models", "model_arguments", "register_model"]

@@ -29,6 +29,10 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(_MODELS.names(), pattern)
 
 
+def _builder(name: str) -> Callable[..., nn.Cell]:
+    return mindcv_builder(name) if str(name).startswith(MINDCV) else _MODELS.get(name)
+
+
 def create_model(
     name: str,
     pooling: str = "dropcov",
@@ -49,13 +53,14 @@ def create_model(
         num_classes: Outputs of the classifier; 0 for none: the network then gives the pooled vector.
         pooling_args: Arguments of the pooling, as ``create_pooling`` takes them.
         pretrained: A file of weights that ``covpool.checkpoints`` reads: a checkpoint of this project or of the
-            released code of PyTorch, Paddle or MindSpore, a ResNet of torchvision. A classifier of other classes is
+            released code of PyTorch, Paddle or MindSpore, a network of torchvision. A classifier of other classes is
             left out, and a covariance network takes the backbone alone from a plain one. One line of the log says what
             was taken, see ``covpool.checkpoints.start_from``.
         features_only: Give a tuple of the maps of stages, without reduction, pooling and classifier. The attribute
             ``feature_info`` tells their names, channels and reductions.
         out_indices: With ``features_only``, which stages: 0 for the stem, 1 to 4; all by default.
-        **model_args: What the network takes besides: ``in_channels``, ``stem``, ``base_width`` for ResNets.
+        **model_args: What the network takes besides: ``in_channels``, ``stem``, ``base_width`` for ResNets,
+            ``in_channels``, ``image_size``, ``embed_dim`` and others for transformers.
 
     Returns:
         A cell (N, in_channels, H, W) -> logits (N, num_classes), with ``forward_features`` and ``forward_head``.
@@ -70,7 +75,7 @@ def create_model(
         raise TypeError("pretrained must be a file of weights: none are shipped with this package")
     if out_indices is not None and not features_only:
         raise ValueError("out_indices needs features_only=True")
-    builder = mindcv_builder(name) if str(name).startswith(MINDCV) else _MODELS.get(name)
+    builder = _builder(name)
     known = inspect.signature(builder).parameters
     unknown = sorted(set(model_args) - set(known))
     if unknown:

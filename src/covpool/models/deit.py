@@ -1,0 +1,141 @@
+"""DeiT (Touvron et al., ICML 2021): timm's vision transformer with a class token, and any pooling of the others."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from covpool.models.registry import register_model
+from covpool.models.token_head import TokenClassifier
+from covpool.models.transformer import Block, layer_norm, patch_convolution, resize_grid_matrix
+
+_EPS = 1e-6
+_POSITIONS = "pos_embed"
+
+
+class PatchEmbed(nn.Cell):
+    """Images (N, in_channels, H, W) to patches (N, embed_dim, H / patch_size, W / patch_size)."""
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = patch_convolution(in_channels, embed_dim, patch_size)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.proj(x)
+
+
+class DeiT(TokenClassifier):
+    """A vision transformer with any pooling of the registry, see :class:`TokenClassifier`.
+
+    Images of another size than ``image_size`` are taken as long as patches fit: the learned positions are then
+    interpolated (bicubic, antialiased), as timm does. So are those of a checkpoint of another size.
+
+    Args:
+        pooling: A name of ``list_poolings()``; 'gap' for the plain network, which classifies by its class token.
+        reduction_dim: d, numbers per token that enter the pooling.
+        num_classes: Outputs of the classifier; 0 for none.
+        pooling_args: Arguments of the pooling.
+        in_channels: Channels of the images.
+        image_size: Height and width that the table of positions is made for, one number or two.
+        patch_size: Height and width of a patch, in pixels.
+        embed_dim: Numbers per token.
+        depth: Number of blocks.
+        num_heads: Heads of an attention.
+        mlp_ratio: Width of the MLP over ``embed_dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+
+    Raises:
+        ValueError: Patches or heads do not fit.
+    """
+
+    def __init__(
+        self,
+        pooling: str,
+        reduction_dim: int,
+        num_classes: int,
+        pooling_args: dict[str, Any] | None = None,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.grid = patch_grid(height, width, patch_size)
+        self.patch_size = patch_size
+        self.cls_token = ms.Parameter(initializer(Normal(1e-6), (1, 1, embed_dim)), name="cls_token")
+        positions = (1, 1 + math.prod(self.grid), embed_dim)
+        self.pos_embed = ms.Parameter(initializer(Normal(0.02), positions), name=_POSITIONS)
+        self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
+        self.blocks = nn.SequentialCell(
+            [Block(embed_dim, num_heads, mlp_ratio, qkv_bias, _EPS) for _ in range(depth)]
+        )
+        self.norm = layer_norm(embed_dim, _EPS)
+        self.build_token_head(embed_dim, pooling, reduction_dim, num_classes, pooling_args)
+
+    def adapt(self, name: str, value: np.ndarray) -> np.ndarray:
+        """A parameter of a checkpoint as it is here: the table of positions of another square image is interpolated."""
+        if name != _POSITIONS or value.ndim != 3 or value.shape[1] == self.pos_embed.shape[1]:
+            return value
+        side = math.isqrt(value.shape[1] - 1)
+        if side * side != value.shape[1] - 1 or side == 0:
+            return value
+        patches = resize_grid_matrix((side, side), self.grid) @ value[0, 1:]
+        return np.concatenate([value[:, :1], patches[None]], 1).astype(value.dtype)
+
+    def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
+        """Images (N, in_channels, H, W) to tokens (N, 1 + L, embed_dim), the class token first, normalised."""
+        grid = patch_grid(x.shape[2], x.shape[3], self.patch_size)
+        x = self.patch_embed(x)
+        length, width = grid[0] * grid[1], self.num_features
+        patches = x.reshape(-1, width, length).swapaxes(1, 2)
+        positions = self.pos_embed[:, 1:]
+        if grid != self.grid:
+            positions = ops.matmul(_resizing(self.grid, grid), positions[0]).expand_dims(0)
+        patches = patches + positions
+        # Zeros of the batch's own size: a token that is repeated a fixed number of times would close an exported batch.
+        first = ops.zeros_like(patches[:, :1]) + (self.cls_token + self.pos_embed[:, :1])
+        tokens = ops.concat((first, patches), 1).reshape(-1, width)
+        for block in self.blocks:
+            tokens = block(tokens, length + 1)
+        return self.norm(tokens).reshape(-1, length + 1, width)
+
+
+@ops.constexpr
+def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    if patch_size < 1 or height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"images of {height}x{width} do not fit patches of {patch_size}x{patch_size}: height and width must be "
+            f"multiples of {patch_size}"
+        )
+    return height // patch_size, width // patch_size
+
+
+@ops.constexpr
+def _resizing(old: tuple[int, int], new: tuple[int, int]) -> ms.Tensor:
+    """The interpolation of positions as a constant of the compiled graph."""
+    return ms.Tensor(resize_grid_matrix(old, new))
+
+
+_VARIANTS: dict[str, dict[str, int]] = {
+    "deit_tiny_patch16_224": {"embed_dim": 192, "num_heads": 3},
+    "deit_small_patch16_224": {"embed_dim": 384, "num_heads": 6},
+    "deit_base_patch16_224": {"embed_dim": 768, "num_heads": 12},
+}
+for _name, _arguments in _VARIANTS.items():
+    register_model(_name, partial(DeiT, **_arguments))
