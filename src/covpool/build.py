@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # The keys of the image transform, as in ``ImageTransform``: side, crop ratio, interpolation, mean, std.
 TRANSFORM = ("eval_image_size", "eval_crop_ratio", "interpolation", "mean", "std")
 # Keys of the layers of a network, which not every network takes.
-_LAYERS = ("in_channels", "stem", "base_width", "width_mult")
+_LAYERS = ("in_channels", "stem", "base_width")
 _DROPOUT_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
 _GENERATOR_STRIDE = 2**52  # and those of one network: above any seed times the stride
 

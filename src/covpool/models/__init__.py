@@ -6,4 +6,13 @@ from covpool.models.features import FeatureInfo, Stage
 from covpool.models.freezing import freeze
 from covpool.models.registry import create_model, list_models, model_arguments, register_model
 
-__all__ = ["FeatureInfo", "ImageClassifier", "Stage", "create_model", "freeze", "list_models", "model_arguments", "register_model"]
+__all__ = [
+    "FeatureInfo",
+    "ImageClassifier",
+    "Stage",
+    "create_model",
+    "freeze",
+    "list_models",
+    "model_arguments",
+    "register_model",
+]

@@ -59,15 +59,15 @@ class MobileNetV2(ImageClassifier):
     The reduction ends with ReLU6. In training a fifth of the pooled vector is dropped before the classifier.
 
     Args:
+        base_mult: Factor of all channels, that of the network's name.
         pooling: A name of ``list_poolings()``.
         reduction_dim: Channels that enter a covariance head.
         num_classes: Outputs of the classifier; 0 for none.
         pooling_args: Arguments of the pooling.
         in_channels: Channels of the images.
         stem: 'imagenet', or 'small' for 28-64 pixel images: stride 1 in the first convolution and in ``features.2``.
-        width_mult: Factor of all channels, which are then rounded to multiples of 8.
+        width_mult: Another factor of all channels, which are then rounded to multiples of 8.
         dropout: Probability that an entry of the pooled vector is dropped.
-        base_mult: Factor beside ``width_mult``: that of the network's name.
     """
 
     stages = tuple(f"features.{index}" for index in _ENDS)
@@ -75,6 +75,7 @@ class MobileNetV2(ImageClassifier):
 
     def __init__(
         self,
+        base_mult: float,
         pooling: str,
         reduction_dim: int,
         num_classes: int,
@@ -83,8 +84,6 @@ class MobileNetV2(ImageClassifier):
         stem: str = "imagenet",
         width_mult: float = 1.0,
         dropout: float = 0.2,
-        *,
-        base_mult: float = 1.0,
     ) -> None:
         super().__init__()
         small = is_small_stem(stem, in_channels)
@@ -145,4 +144,4 @@ class MobileNetV2(ImageClassifier):
 
 # MindCV's names: hundredths of the width.
 for _percent in (35, 50, 75, 100, 130, 140):
-    register_model(f"mobilenet_v2_{_percent:03d}", partial(MobileNetV2, base_mult=_percent / 100))
+    register_model(f"mobilenet_v2_{_percent:03d}", partial(MobileNetV2, _percent / 100))

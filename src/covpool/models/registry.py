@@ -14,6 +14,7 @@ from covpool.models.mindcv_network import MINDCV, mindcv_builder
 from covpool.registry import Registry
 
 _MODELS: Registry[Callable[..., nn.Cell]] = Registry("model")
+_COMMON = frozenset(("pooling", "reduction_dim", "num_classes", "pooling_args"))
 
 
 def register_model(name: str, builder: Callable[..., nn.Cell]) -> None:
@@ -27,6 +28,16 @@ def list_models(pattern: str = "*") -> list[str]:
     Those of MindCV are not among them: ``mindcv.list_models()`` has them, and "mindcv/" goes before the name.
     """
     return fnmatch.filter(_MODELS.names(), pattern)
+
+
+def model_arguments(name: str) -> frozenset[str]:
+    """What :func:`create_model` takes for a network besides what all take, such as ``in_channels``.
+
+    Raises:
+        UnknownNameError: No such model; the message lists the nearest names.
+        UserError: MindCV is missing.
+    """
+    return frozenset(inspect.signature(_builder(name)).parameters) - _COMMON
 
 
 def _builder(name: str) -> Callable[..., nn.Cell]:
@@ -58,8 +69,9 @@ def create_model(
             was taken, see ``covpool.checkpoints.start_from``.
         features_only: Give a tuple of the maps of stages, without reduction, pooling and classifier. The attribute
             ``feature_info`` tells their names, channels and reductions.
-        out_indices: With ``features_only``, which stages: 0 for the stem, 1 to 4; all by default.
+        out_indices: With ``features_only``, which stages: 0 for the first, 1 to 4; all by default.
         **model_args: What the network takes besides: ``in_channels``, ``stem``, ``base_width`` for ResNets,
+            ``in_channels``, ``stem``, ``width_mult``, ``dropout`` for MobileNetV2,
             ``in_channels``, ``image_size``, ``embed_dim`` and others for transformers.
 
     Returns:

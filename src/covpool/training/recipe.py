@@ -46,6 +46,7 @@ def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
         loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
     )
 
@@ -79,10 +80,13 @@ class LabelSmoothingCrossEntropy(nn.Cell):
         return ops.mean(loss)
 
 
-def parameter_groups(parameters: Sequence[ms.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters: weights decay; beta, gamma, bias and every other vector do not (papers' recipe)."""
-    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay}]
-    if plain := [p for p in parameters if p.ndim <= 1]:
+def parameter_groups(
+    parameters: Sequence[ms.Parameter], weight_decay: float, decay_all: bool = False
+) -> list[dict[str, Any]]:
+    """Split parameters: weights decay; beta, gamma, bias and every other vector do not unless all do."""
+    decayed = [p for p in parameters if decay_all or p.ndim > 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
+    if plain := [p for p in parameters if not decay_all and p.ndim <= 1]:
         groups.append({"params": plain, "weight_decay": 0.0})
     # The order of the network, not of the groups: it decides in which order gradients are reduced over ranks.
     return [*groups, {"order_params": list(parameters)}]
@@ -96,6 +100,7 @@ def build_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 1e-4,
+    decay_all: bool = False,
     loss_scale: float = 1.0,
 ) -> nn.Optimizer:
     """SGD with momentum: ``v = momentum * v + (g + weight_decay * w); w = w - rate * v``, as PyTorch's ``SGD``.
@@ -109,12 +114,13 @@ def build_optimizer(
         kind: 'momentum' for ``nn.Momentum`` or 'sgd' for ``nn.SGD``; their states in a checkpoint have other names.
         momentum: Part of the velocity that is kept.
         nesterov: Nesterov's form.
-        weight_decay: Applied to weights alone, see :func:`parameter_groups`.
+        weight_decay: Applied to weights alone.
+        decay_all: Apply it to beta, gamma and bias, too.
         loss_scale: What the gradients are divided by before the update.
     """
     if kind not in ("momentum", "sgd"):
         raise ValueError(f"unknown optimiser {kind!r}; one of momentum, sgd")
-    groups, rates = parameter_groups(parameters, weight_decay), ms.Tensor(learning_rates)
+    groups, rates = parameter_groups(parameters, weight_decay, decay_all), ms.Tensor(learning_rates)
     if nesterov or kind == "sgd":
         return nn.SGD(groups, rates, momentum=momentum, nesterov=nesterov, loss_scale=loss_scale)
     return nn.Momentum(groups, rates, momentum=momentum, loss_scale=loss_scale)
