@@ -171,6 +171,9 @@ class Config:
     )
     lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="0 <= x <= 1e38")
     lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="0 <= x <= 1e38")
+    lr_factor: Union[float, Literal["auto"]] = _schedule(
+        1.0, "Factor of the rates; auto takes the one that the pooling brings, see docs/poolings.md.", bounds="x > 0"
+    )
     lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="0 <= x <= 1e38")
     warmup_epochs: int = _schedule(0, "Epochs of linear warm-up from lr_init to lr_max.", bounds="x >= 0")
     lr_epochs: Optional[tuple[int, ...]] = _schedule(

@@ -19,6 +19,7 @@ class PoolingInfo:
         cell: The class; its constructor takes `channels` and the pooling's own arguments.
         is_covariance: Whether it is a second-order pooling: networks then keep stage 4 at stride 1 and reduce the
             channels before it.
+        rate_factor: By how much its best learning rate differs from that of global average pooling.
         summary: First line of the class's docstring.
         arguments: Names of the arguments besides `channels`.
     """
@@ -26,6 +27,7 @@ class PoolingInfo:
     name: str
     cell: Type[Pooling]
     is_covariance: bool
+    rate_factor: float
     summary: str
     arguments: List[str]
 
@@ -33,15 +35,17 @@ class PoolingInfo:
 _REGISTRY: Registry[PoolingInfo] = Registry("pooling")
 
 
-def register_pooling(name: str, cell: Type[Pooling], is_covariance: bool = True) -> None:
+def register_pooling(name: str, cell: Type[Pooling], is_covariance: bool = True, rate_factor: float = 1.0) -> None:
     """Make a pooling available under a name.
+
+    ``rate_factor`` multiplies the learning rate where a configuration says ``lr_factor: auto``.
 
     Raises:
         ValueError: The name is taken.
     """
     arguments = [p for p in inspect.signature(cell.__init__).parameters if p not in ("self", "channels")]
     summary = (cell.__doc__ or "").strip().split("\n")[0]
-    _REGISTRY.add(name, PoolingInfo(name, cell, is_covariance, summary, arguments))
+    _REGISTRY.add(name, PoolingInfo(name, cell, is_covariance, rate_factor, summary, arguments))
 
 
 def list_poolings() -> List[str]:

@@ -12,12 +12,13 @@ from mindspore.train import DynamicLossScaleManager, FixedLossScaleManager
 
 from covpool.config import Config
 from covpool.errors import UserError
+from covpool.pooling import pooling_info
 from covpool.training.schedules import learning_rates
 
 
 def recipe_rates(config: Config, steps: int) -> np.ndarray:
     """The rate of every step of the configured training, float32 (epochs * steps,); ``steps`` are those of an epoch."""
-    return learning_rates(
+    return rate_factor(config) * learning_rates(
         config.lr_decay_mode,
         lr_max=config.lr_max,
         lr_init=config.lr_init,
@@ -30,6 +31,11 @@ def recipe_rates(config: Config, steps: int) -> np.ndarray:
         family=config.lr_family,
         designed_epochs=config.lr_designed_epochs,
     )
+
+
+def rate_factor(config: Config) -> float:
+    """What all rates are multiplied by."""
+    return pooling_info(config.pooling).rate_factor if config.lr_factor == "auto" else config.lr_factor
 
 
 def recipe_loss(config: Config) -> nn.Cell:

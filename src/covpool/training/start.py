@@ -21,7 +21,7 @@ from covpool.data import Source, steps_per_epoch
 from covpool.runtime.distributed import World
 from covpool.training.logs import Events, LogFile
 from covpool.training.progress import Plan
-from covpool.training.recipe import recipe_optimizer, recipe_rates
+from covpool.training.recipe import rate_factor, recipe_optimizer, recipe_rates
 from covpool.training.run_folder import RunFolder
 from covpool.training.step import build_step
 
@@ -100,6 +100,8 @@ def begin(run: Training, log: LogFile) -> None:
             folder.open_events(run.start.epoch * plan.steps + run.start.step + 1)
         log.open(folder.log)
     world.barrier()
+    factor = rate_factor(config)
+    source = f"{config.lr_decay_mode}{'' if factor == 1 else f', lr_factor {factor:g} of {config.pooling} included'}"
     size = sum(p.size for p in run.state.network.trainable_params())
     logger.info(
         f"{config.net_name} + {config.pooling}, {size / 1e6:.2f} M parameters, {config.mode_name} mode on "
@@ -108,7 +110,7 @@ def begin(run: Training, log: LogFile) -> None:
     logger.info(
         f"global batch {plan.global_batch} = {config.batch_size} x {world.size} "
         f"rank{'' if world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
-        f"({config.lr_decay_mode}), run folder {folder.path}"
+        f"({source}), run folder {folder.path}"
     )
 
 
