@@ -64,7 +64,9 @@ def start_from(
     shapes = {name: tuple(parameter.shape) for name, parameter in sources.items()}
     plain = "layer_reduce.weight" in own and is_plain(shapes)
     backbone_only = backbone_only or plain
-    ignored = {"class_num", "pooling_args", "train_image_size"} | ({"pooling", "reduction_dim"} if backbone_only else set())
+    ignored = {"class_num", "pooling_args", "train_image_size"} | (
+        {"pooling", "reduction_dim"} if backbone_only else set()
+    )
     refuse_contradictions(checkpoint, {key: value for key, value in (architecture or {}).items() if key not in ignored})
     classes = other_classes(checkpoint, class_names) if class_names else ""
     other = f"it has other classes ({classes})" if classes else _other_classifier(own, shapes)

@@ -69,8 +69,7 @@ def described(about: Mapping[str, Any]) -> dict[str, str]:
 def take_about(entries: dict[str, Any], path: Path) -> dict[str, Any]:
     """Take the facts about a checkpoint out of its entries, and see that each is of its type.
 
-    Raises:
-        UserError: A text that is no JSON, a fact of another type, or running statistics that fit no network.
+    UserError: a text that is no JSON, a fact of another type, or running statistics that fit no network.
     """
     about = {}
     for name in [name for name in entries if name.startswith(ABOUT)]:
@@ -223,10 +222,7 @@ def _entry(name: str, kind: str, dims: tuple[int, ...], slices: list[memoryview]
 def _fields(message: memoryview, known: dict[int, int], repeated: bool = False) -> dict[int, list[Any]]:
     """Values of a message by field number; ValueError for a field that is not known or of another wire type.
 
-    Args:
-        message: The encoded message.
-        known: Field number -> wire type.
-        repeated: Whether field 1 may be there more than once.
+    ``known`` is field number -> wire type; field 1 may be there more than once if ``repeated``.
     """
     found: dict[int, list[Any]] = {}
     for number, wire_type, value in _walk(message):

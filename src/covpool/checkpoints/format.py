@@ -26,20 +26,15 @@ _OPTIMIZER = "optimizer."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Contents of a checkpoint file.
+    """Contents of a checkpoint file."""
 
-    Attributes:
-        path: Where it was read from.
-        network: The network's parameters by name.
-        optimizer: The optimiser's state by name; empty in a checkpoint that holds a network alone.
-        about: ``epoch`` and ``step`` that were completed, ``architecture``, ``class_names``, ``metric``.
-        ranks: Running statistics of every rank, float32 (ranks, n), in a checkpoint from within an epoch.
-    """
-
-    path: Path
-    network: dict[str, ms.Parameter]
+    path: Path  # where it was read from
+    network: dict[str, ms.Parameter]  # the network's parameters by name
+    # the optimiser's state by name; empty in a checkpoint that holds a network alone
     optimizer: dict[str, ms.Parameter] = field(default_factory=dict)
+    # ``epoch`` and ``step`` that were completed, ``architecture``, ``class_names``, ``metric``
     about: dict[str, Any] = field(default_factory=dict)
+    # running statistics of every rank, float32 (ranks, n), in a checkpoint from within an epoch
     ranks: np.ndarray | None = None
 
 
@@ -52,15 +47,9 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint with a checksum, whole or not at all.
 
-    Args:
-        path: File to write, ending in ``.ckpt``.
-        network: Its parameters and statistics are stored.
-        optimizer: Its momentum, step and rates are stored; a parameter that belongs to the network is not repeated.
-        about: Facts that JSON can hold.
-        ranks: Running statistics of every rank, where they differ, float32 (ranks, n).
-
-    Raises:
-        UserError: If the file cannot be written; an earlier file of that name is untouched.
+    The optimiser's momentum, step and rates are stored; a parameter that belongs to the network is not repeated.
+    ``about`` holds facts that JSON can hold, ``ranks`` the running statistics of every rank, where they differ, float32
+    (ranks, n). UserError: the file cannot be written; an earlier file of that name is untouched.
     """
     entries = [{"name": p.name, "data": p} for p in network.get_parameters()]
     if optimizer is not None:
@@ -83,8 +72,7 @@ def save_checkpoint(
 def read_checkpoint(path: str | Path, checksum_required: bool = False) -> Checkpoint:
     """Read a checkpoint file and check it against its checksum, which every file of this project has.
 
-    Raises:
-        UserError: If the file is missing, damaged, or not a checkpoint.
+    UserError: the file is missing, damaged, or not a checkpoint.
     """
     path = Path(path)
     entries = read_entries(path, checksum_required)
@@ -111,15 +99,9 @@ def other_classes(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
 
 
 def load_network(network: nn.Cell, checkpoint: Checkpoint, architecture: Mapping[str, Any] | None = None) -> None:
-    """Load a checkpoint into a network, strictly.
+    """Load a checkpoint into a network, strictly; UserError: one line with everything that differs.
 
-    Args:
-        network: The network that receives the parameters.
-        checkpoint: What :func:`read_checkpoint` gave.
-        architecture: What the configuration says of the network; contradictions are named by key.
-
-    Raises:
-        UserError: One line with everything that differs.
+    ``architecture`` is what the configuration says of the network; contradictions are named by key.
     """
     refuse_contradictions(checkpoint, architecture or {})
     try:
@@ -129,11 +111,7 @@ def load_network(network: nn.Cell, checkpoint: Checkpoint, architecture: Mapping
 
 
 def refuse_contradictions(checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> None:
-    """See that a checkpoint says nothing else of its network than the configuration.
-
-    Raises:
-        UserError: One line with every key that differs.
-    """
+    """Raise UserError, one line with every key that differs, unless checkpoint and configuration agree."""
     saved = checkpoint.about.get("architecture", {})
     differing = [
         f"{key} is {saved[key]!r} in the checkpoint and {value!r} in the configuration"
@@ -147,8 +125,7 @@ def refuse_contradictions(checkpoint: Checkpoint, architecture: Mapping[str, Any
 def load_optimizer(optimizer: nn.Optimizer, network: nn.Cell, checkpoint: Checkpoint) -> None:
     """Restore the optimiser's state from a checkpoint; learning rates are the configuration's, not the checkpoint's.
 
-    Raises:
-        UserError: If the checkpoint has none, or that of another optimiser.
+    UserError: the checkpoint has none, or that of another optimiser.
     """
     if not checkpoint.optimizer:
         raise UserError(f"{checkpoint.path} holds no optimiser state: it can be pre_trained, not resumed from")

@@ -167,17 +167,8 @@ def read_paddle(path: Path) -> dict[str, np.ndarray]:
     """Read a state dict of Paddle with PyTorch names.
 
     `_mean` and `_variance` become `running_mean` and `running_var`; weights of rank 2, which Paddle stores as
-    (in, out), are transposed.
-
-    Args:
-        path: The file.
-
-    Returns:
-        PyTorch name -> array.
-
-    Raises:
-        UserError: The pickle wants to build anything but arrays; a value is not an array.
-        Exception: On damaged bytes: one of several, as the unpickler meets them.
+    (in, out), are transposed. UserError: the pickle wants to build anything but arrays; a value is not an array.
+    On damaged bytes: any exception, as the unpickler meets them.
     """
     with path.open("rb") as file:
         content = _ArrayUnpickler(file, path).load()

@@ -33,31 +33,18 @@ class NonFiniteState(UserError):
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is.
+    """How far a training is."""
 
-    Attributes:
-        epoch: Whole epochs that are done.
-        step: Steps that are done of the epoch after them.
-        loss_sum: Sum of this rank's losses in these steps.
-        loss_count: How many they are.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    loss_count: int = 0
+    epoch: int = 0  # whole epochs that are done
+    step: int = 0  # steps that are done of the epoch after them
+    loss_sum: float = 0.0  # sum of this rank's losses in these steps
+    loss_count: int = 0  # how many they are
 
 
 class TrainingState:
-    """Network, optimiser and their checkpoints.
+    """Network, optimiser and their checkpoints, which rank 0 of ``world`` writes.
 
-    Args:
-        network: The network that is trained.
-        optimizer: Its optimiser.
-        store: Where checkpoints go.
-        world: The ranks; rank 0 writes.
-        steps: Steps of an epoch.
-        about: What every checkpoint says of the network and its data.
+    ``steps`` are those of an epoch, ``about`` is what every checkpoint says of the network and its data.
     """
 
     def __init__(
@@ -85,7 +72,6 @@ class TrainingState:
 
         Raises:
             NonFiniteState: On every rank, if one has a parameter that is NaN or infinite; nothing is saved.
-            UserError: If the checkpoint cannot be written.
         """
         epoch, step = position.epoch, position.epoch * self.steps + position.step
         self.check_finite(step)
@@ -103,12 +89,9 @@ class TrainingState:
         self.world.barrier()
 
     def check_finite(self, step: int) -> None:
-        """Look for parameters that are NaN or infinite; every rank calls it.
+        """Raise NonFiniteState on every rank if one has a parameter that is NaN or infinite; every rank calls it.
 
         Gradients that are no numbers show in the next loss, too late for a checkpoint that is due before it.
-
-        Raises:
-            NonFiniteState: On every rank, if one has any.
         """
         parameters = [*self.network.get_parameters(), *optimizer_state(self.optimizer, self.network).values()]
         bad = [p.name for p in parameters if not np.isfinite(p.asnumpy()).all()]
@@ -121,21 +104,14 @@ class TrainingState:
             )
 
     def find(self, path: str) -> Checkpoint | None:
-        """The checkpoint at ``path``; for 'auto' the newest whole one in the store, None if there is none.
-
-        Raises:
-            UserError: It is missing or damaged.
-        """
+        """The checkpoint at ``path``; for 'auto' the newest whole one in the store, None if there is none."""
         return self.store.newest_valid() if path == "auto" else read_checkpoint(Path(path))
 
     def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Position:
         """Set network and optimiser to what a checkpoint holds; where to go on.
 
-        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch.
-
-        Raises:
-            UserError: The checkpoint is of other classes, of another network or optimiser, or from within an epoch of
-                another length.
+        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch. UserError: it is
+        of other classes, another network or optimiser, or from within an epoch of another length.
         """
         if difference := other_classes(checkpoint, self.about.get("class_names", ())):
             raise UserError(f"{checkpoint.path} does not fit the classes of the data: {difference}")
@@ -184,11 +160,7 @@ def place(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def counts(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Whole epochs, and steps over all epochs, after which a checkpoint was saved.
-
-    Raises:
-        UserError: It does not say so.
-    """
+    """Whole epochs, and steps over all epochs, after which a checkpoint was saved; UserError if it does not say so."""
     epoch, step = (checkpoint.about.get(key) for key in ("epoch", "step"))
     if not (isinstance(epoch, int) and isinstance(step, int) and 0 <= epoch <= step):
         raise UserError(f"{checkpoint.path}: damaged, it does not say after which epoch and step it was saved")

@@ -30,26 +30,18 @@ Entry = dict[str, Any]
 
 
 class Index(NamedTuple):
-    """What an index names.
+    """What an index names."""
 
-    Attributes:
-        entries: The newest checkpoints, the oldest of them first.
-        best: The best one, if any.
-        damaged: Whether the file was damaged, so that these are the whole checkpoints that were found instead.
-    """
-
-    entries: list[Entry]
-    best: Optional[Entry]
+    entries: list[Entry]  # the newest checkpoints, the oldest of them first
+    best: Optional[Entry]  # the best one, if any
+    # whether the file was damaged, so that these are the whole checkpoints that were found instead
     damaged: bool = False
 
 
 def read_index(folder: Path) -> Index:
     """Read the index of a folder; one that is damaged or missing is made anew from the whole checkpoints there.
 
-    Nothing is written: every rank reads, and rank 0 alone writes, when it saves.
-
-    Raises:
-        UserError: There is an index that may not be read.
+    Nothing is written: every rank reads, and rank 0 alone writes, when it saves. UserError: it may not be read.
     """
     path = folder / INDEX
     damaged = path.exists() and not path.is_file()
@@ -85,11 +77,7 @@ def _found(path: Path) -> Optional[Entry]:
 
 
 def entry_of(path: Path) -> Entry:
-    """What the index says of a checkpoint.
-
-    Raises:
-        UserError: It is damaged, or no checkpoint of a training.
-    """
+    """What the index says of a checkpoint; UserError if it is damaged, or no checkpoint of a training."""
     about = read_checkpoint(path, checksum_required=True).about
     try:
         facts = {key: about[key] for key in ("epoch", "step", "metric")}
@@ -99,11 +87,7 @@ def entry_of(path: Path) -> Entry:
 
 
 def checked(entry: Any) -> Entry:
-    """An entry of the index.
-
-    Raises:
-        ValueError, KeyError, TypeError: It is none.
-    """
+    """An entry of the index; ValueError, KeyError or TypeError if it is none."""
     name, metric = entry["file"], entry["metric"]
     if not (name == BEST or place_of(name)) or not isinstance(entry["sha256"], str):
         raise ValueError(name)
@@ -140,9 +124,6 @@ class CheckpointStore:
         folder: Where the checkpoints go.
         keep_max: How many are kept besides the best one.
         empty: Whether to begin without any checkpoint, because those of an earlier run will have been moved away.
-
-    Raises:
-        UserError: There is an index that may not be read.
     """
 
     def __init__(self, folder: Path, keep_max: int, empty: bool = False) -> None:
@@ -169,10 +150,7 @@ class CheckpointStore:
     ) -> Path:
         """Save the state after ``step`` steps, ``epoch`` whole epochs; drop the oldest beyond ``keep_max``.
 
-        ``ranks`` holds the ranks' running statistics within an epoch, see ``checkpoints.save_checkpoint``.
-
-        Raises:
-            UserError: If it cannot be written; all earlier checkpoints stay.
+        ``ranks``: see ``save_checkpoint``. UserError: it cannot be written; all earlier checkpoints stay.
         """
         within = "" if ranks is None else f"_step_{step:08d}"
         path = self.folder / f"epoch_{epoch:04d}{within}.ckpt"
@@ -245,20 +223,12 @@ class CheckpointStore:
         return any(entry["sha256"] == digest for entry in (*self._entries, *([self._best] if self._best else ())))
 
     def beyond(self, place: tuple[int, int]) -> list[str]:
-        """Names of the checkpoints after a place, the best one included.
-
-        Args:
-            place: Whole epochs, and the steps over all epochs in a checkpoint from within an epoch, else 0.
-        """
+        """Names of the checkpoints after a place, see ``place_of``, the best one included."""
         names = [path.name for path in self.folder.glob("*.ckpt") if (place_of(path.name) or (0, 0)) > place]
         return names + ([BEST] if self._best and (self._best["epoch"], 0) > place else [])
 
     def move(self, names: Collection[str], aside: Path) -> None:
-        """Move checkpoints, and a copy of the index, to another folder; what is left is indexed again.
-
-        Raises:
-            UserError: They cannot be moved.
-        """
+        """Move checkpoints, and a copy of the index, to another folder; what is left is indexed again."""
         with _naming(self.folder):
             aside.mkdir(parents=True, exist_ok=True)
             if self._index_path.is_file():
@@ -274,11 +244,7 @@ class CheckpointStore:
             self._choose_best()
 
     def check_best(self) -> None:
-        """Take the best checkpoint that is left where the one that the index names is damaged or missing.
-
-        Raises:
-            UserError: It cannot be written.
-        """
+        """Take the best checkpoint that is left where the one that the index names is damaged or missing."""
         before, path = self._best, self.folder / BEST
         if before is None:
             return
@@ -312,8 +278,7 @@ class CheckpointStore:
     def tidy(self) -> None:
         """Remove, once, what a killed run left: files half written, and old ones that its index no longer names.
 
-        Raises:
-            UserError: A file cannot be removed, or something that is no file has the name of a checkpoint.
+        UserError: a file cannot be removed, or something that is no file has the name of a checkpoint.
         """
         if self._tidy or not self.folder.is_dir():
             return

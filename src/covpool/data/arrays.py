@@ -58,12 +58,9 @@ _MAX_IDX_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource(Source):
-    """Images held in memory.
+    """Images held in memory."""
 
-    Attributes:
-        images: uint8, shape (n, H, W, C) with C = 1 or 3.
-    """
-
+    # uint8, shape (n, H, W, C) with C = 1 or 3
     images: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty((0, 0, 0, 3), np.uint8))
 
     @property
@@ -89,7 +86,7 @@ def array_source(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> ArraySource:
-    """Make a source of images in memory.
+    """Make a source of images in memory; UserError where shapes do not fit together, or a label is outside the classes.
 
     Args:
         name: Data set name, as in messages.
@@ -99,9 +96,6 @@ def array_source(
         labels: Class indices, shape (n,).
         mean: Mean per channel, 1 = full scale.
         std: Standard deviation per channel.
-
-    Raises:
-        UserError: Shapes do not fit together, or a label is outside the classes.
     """
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
         raise UserError(f"{name}: images must be uint8 (n, H, W, 1 or 3), got {images.dtype} {images.shape}")
@@ -125,12 +119,7 @@ def array_source(
 def open_fashion_mnist(folder: Path, split: str) -> ArraySource:
     """Read one split of Fashion-MNIST (or of another set in MNIST's format with ten classes) into memory.
 
-    Args:
-        folder: Holds the four original files, with or without ``.gz``.
-        split: ``"train"`` (``train-*``) or ``"val"`` (``t10k-*``).
-
-    Raises:
-        UserError: A file is missing or damaged.
+    The folder holds the four original files, with or without ``.gz``. UserError: one is missing or damaged.
     """
     images_name, labels_name = FASHION_MNIST_FILES[split]
     images = read_idx(find_idx(folder, images_name))
@@ -145,11 +134,7 @@ def open_fashion_mnist(folder: Path, split: str) -> ArraySource:
 
 
 def find_idx(folder: Path, name: str) -> Path:
-    """Return the path of an idx file, with or without ``.gz``.
-
-    Raises:
-        UserError: Neither is there.
-    """
+    """The path of an idx file, with or without ``.gz``; UserError if neither is there."""
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
@@ -160,10 +145,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Read an array of bytes in idx format (optionally compressed), uint8, read-only.
 
     The format is two zero bytes, the type code (8 = unsigned byte), the number of dimensions, each length as a
-    big-endian 32-bit number, then the values.
-
-    Raises:
-        UserError: The file is damaged, holds another type, or more than 1 GiB.
+    big-endian 32-bit number, then the values. UserError: damaged, of another type, or more than 1 GiB.
     """
     try:
         with open_regular(path) as raw, gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw as file:
@@ -185,14 +167,9 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def open_cifar10(folder: Path, split: str) -> ArraySource:
-    """Read one split of CIFAR-10 into memory.
+    """Read one split of CIFAR-10 into memory, from its binary files or a folder ``cifar-10-batches-bin`` with them.
 
-    Args:
-        folder: Holds the binary files, or a folder ``cifar-10-batches-bin`` with them.
-        split: ``"train"`` (``data_batch_1.bin`` to ``data_batch_5.bin``) or ``"val"`` (``test_batch.bin``).
-
-    Raises:
-        UserError: A file is missing or damaged.
+    UserError: a file is missing or damaged.
     """
     nested = folder / "cifar-10-batches-bin"
     folder = nested if nested.is_dir() else folder

@@ -41,31 +41,18 @@ _FEW = 256  # files that are not worth starting processes for
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing about a file or folder.
+    """One thing about a file or folder."""
 
-    Attributes:
-        is_problem: Whether the data cannot be used as they are; else it is a note.
-        kind: A word or two by which findings are grouped.
-        text: What was found, on one line.
-        path: File or folder below the root of the data set, on one line; empty for the data set itself.
-    """
-
-    is_problem: bool
-    kind: str
-    text: str
-    path: str = ""
+    is_problem: bool  # whether the data cannot be used as they are; else it is a note
+    kind: str  # a word or two by which findings are grouped
+    text: str  # what was found, on one line
+    path: str = ""  # file or folder below the root of the data set, on one line; empty for the data set itself
 
 
 def inspect_image(path: Path, wants_digest: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[list[Finding], bytes]:
-    """Read and decode a file that training would read.
+    """Read and decode a file that training would read; what there is to say, and the digest of its content if wanted.
 
-    Args:
-        path: A file with one of the readable endings.
-        wants_digest: Whether to compute the digest of its content.
-        max_pixels: An image of more is a problem, one of more than half a note.
-
-    Returns:
-        What there is to say, with an empty path; the digest, or nothing.
+    An image of more than ``max_pixels`` is a problem, one of more than half a note.
     """
     try:
         data = read_bytes(path)
@@ -103,16 +90,9 @@ def inspect_files(
     wants_digest: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[list[Finding], bytes]]:
-    """Inspect files in their order, in processes where there are many.
+    """Inspect files in their order, in processes where there are many; UserError if one is killed.
 
-    Args:
-        paths: Files; those without a readable ending go to ``inspect_other``.
-        workers: Number of processes, None for one per core.
-        wants_digest: See ``inspect_image``.
-        max_pixels: See ``inspect_image``.
-
-    Raises:
-        UserError: A process was killed.
+    Files without a readable ending go to ``inspect_other``, the others to ``inspect_image``.
     """
     inspect = partial(_inspect, wants_digest=wants_digest, max_pixels=max_pixels)
     workers = workers or available_cores()
@@ -168,19 +148,14 @@ def _orientation(image: ImageFile) -> int:
 
 @dataclasses.dataclass
 class Report:
-    """What the check of an image folder came to.
+    """What the check of an image folder came to."""
 
-    Attributes:
-        images: Number of image files by split, bad ones included.
-        classes: Number of class folders by split.
-        findings: Problems and notes: of files in the order of their paths, then of classes, then of the whole.
-        clean: Images that can be used, as ``<split>/<class>/<file>``.
-    """
-
+    # number of image files by split, bad ones included
     images: dict[str, int] = dataclasses.field(default_factory=dict)
-    classes: dict[str, int] = dataclasses.field(default_factory=dict)
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)  # number of class folders by split
+    # problems and notes: of files in the order of their paths, then of classes, then of the whole
     findings: list[Finding] = dataclasses.field(default_factory=list)
-    clean: list[str] = dataclasses.field(default_factory=list)
+    clean: list[str] = dataclasses.field(default_factory=list)  # images that can be used, as ``<split>/<class>/<file>``
 
     @property
     def problems(self) -> list[Finding]:
@@ -210,9 +185,6 @@ def check_image_folder(
         duplicates: Whether to look for images of ``val/`` that are in ``train/`` too, byte for byte.
         max_pixels: An image of more is a problem.
         progress: Wraps an iterable of known length, e.g. in a progress bar.
-
-    Raises:
-        UserError: A process was killed.
     """
     report = Report()
     listed = {split: _list_split(root, split, report) for split in SPLITS}

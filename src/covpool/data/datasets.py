@@ -31,7 +31,7 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     val_fraction: float = 0.0,
 ) -> Source:
-    """Open one split of a data set.
+    """Open one split of a data set; UserError: unknown data set or split, or not what should be in the folder.
 
     Args:
         dataset: ``image_folder`` (also ``imagenet2012``, ``imagenet``), ``mindrecord``, ``fashion_mnist`` or
@@ -42,9 +42,6 @@ def open_source(
             None or empty for all.
         max_pixels: Encoded images of more pixels are not decoded.
         val_fraction: For image folders without ``val/``: the part of ``train/`` that is ``val`` instead.
-
-    Raises:
-        UserError: Unknown data set or split, or the folder does not hold what it should.
     """
     check_choice("dataset", dataset, tuple(DATASETS))
     is_folder = dataset in IMAGE_FOLDERS

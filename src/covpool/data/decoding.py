@@ -55,12 +55,7 @@ _NO_IMAGE = ("damaged", "the file is no image")
 
 
 class ImageError(Exception):
-    """What is wrong with an image file.
-
-    Attributes:
-        kind: ``damaged``, ``unsupported`` or ``too large``.
-        reason: More of it, on one line.
-    """
+    """What is wrong with an image file: ``damaged``, ``unsupported`` or ``too large``, and more of it on one line."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(f"{kind}: {reason}")
@@ -82,14 +77,9 @@ def image_kind(data: bytes) -> str:
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
-    """Read the header of an encoded image.
+    """Read the header of an encoded image; nothing is decoded to find out width times height.
 
-    Args:
-        data: The file's bytes.
-        max_pixels: Greatest width times height; nothing is decoded to find it out.
-
-    Raises:
-        ImageError: No image, a format that is not supported, a damaged header, or more pixels.
+    ImageError: no image, a format that is not supported, a damaged header, or more than ``max_pixels``.
     """
     if not data:
         raise ImageError("damaged", "the file is empty")
@@ -112,17 +102,11 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageFile:
 
 
 def load_image(image: ImageFile) -> np.ndarray:
-    """Decode an opened image to RGB, uint8 (H, W, 3).
+    """Decode an opened image to RGB, uint8 (H, W, 3); ImageError if it is damaged.
 
     The conversion is Pillow's ``convert("RGB")``: gray is repeated, palettes are looked up, alpha is dropped, CMYK is
     converted without a colour profile. Of 16-bit gray the high byte is kept (Pillow would clip it). The EXIF
     orientation is not applied; of an animation the first picture is taken.
-
-    Args:
-        image: From :func:`open_image`.
-
-    Raises:
-        ImageError: The data are damaged.
     """
     try:
         image.load()
@@ -136,15 +120,9 @@ def load_image(image: ImageFile) -> np.ndarray:
 
 
 def decode_image(data: np.ndarray, name: Callable[[], str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image file to RGB, uint8 (H, W, 3), see :func:`load_image`.
+    """Decode the bytes of an image file, uint8 (n,), to RGB, uint8 (H, W, 3), see :func:`load_image`.
 
-    Args:
-        data: The file's bytes, uint8 (n,).
-        name: Gives what a message calls the file.
-        max_pixels: Greatest width times height.
-
-    Raises:
-        UserError: One line that names the file and says what is wrong with it.
+    UserError: one line that names the file, by ``name``, and says what is wrong with it.
     """
     try:
         with open_image(data.tobytes(), max_pixels) as image:

@@ -25,15 +25,11 @@ from covpool.runtime.files import read_bytes, read_text, write_text
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource(Source):
-    """Encoded image files of one split.
+    """Encoded image files of one split."""
 
-    Attributes:
-        root: The folder ``data_path/<split>``.
-        files: Paths below ``root`` as bytes, shape (n,): a third of the memory of a million strings, and names that
-            are no valid UTF-8 keep their bytes.
-    """
-
-    root: Path = Path()
+    root: Path = Path()  # the folder ``data_path/<split>``
+    # paths below ``root`` as bytes, shape (n,): a third of the memory of a million strings, and names that are no valid
+    # UTF-8 keep their bytes
     files: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, "S1"))
 
     @property
@@ -79,18 +75,10 @@ def open_image_folder(
 
     Files are sorted by name within a class. Names that begin with a dot and files that are no images are left out;
     folders below a class folder are not entered; symbolic links are followed. With an ``image_list`` nothing is listed:
-    classes and files are those of the list, in the same order.
+    classes and files are those of the list, in the same order. Without ``val/`` the part ``val_fraction`` of ``train/``
+    is ``val`` instead, see :func:`_held_out`.
 
-    Args:
-        folder: Holds ``train/`` and the folder of that split.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        image_list: A file that names the images to use, see above.
-        val_fraction: Where there is no ``val/``: the part of ``train/`` that is ``val`` instead, see
-            :func:`_held_out`. 0 for none.
-
-    Raises:
-        UserError: No such folders, a class without images, a class that ``train/`` lacks, or a symbolic link that leads
-            nowhere.
+    UserError: no such folders, a class without images, a class that ``train/`` lacks, or a broken symbolic link.
     """
     listed = read_image_list(image_list) if image_list else {}
     has_val = "val" in listed if image_list else os.path.lexists(folder / "val")
@@ -134,13 +122,10 @@ def open_image_folder(
 
 
 def _held_out(name: str, files: list[str], fraction: float) -> list[bool]:
-    """Which images of a class of ``train/`` are its validation images.
+    """Which images of a class of ``train/`` are its validation images; UserError for a class with a single image.
 
     An image is one by a hash of its path alone: others may come and go, it stays where it is. A class has about this
     part of its images there, and at least one on each side.
-
-    Raises:
-        UserError: The class has a single image.
     """
     if len(files) < 2:
         raise UserError(f"val_fraction = {fraction:g}: class {name!r} has a single image, which cannot be split")
@@ -154,11 +139,7 @@ def _held_out(name: str, files: list[str], fraction: float) -> list[bool]:
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the names of the class folders of a split, sorted.
-
-    Raises:
-        UserError: There are none, or a symbolic link leads nowhere.
-    """
+    """The names of the class folders of a split, sorted; UserError for none, or a symbolic link that leads nowhere."""
     if not folder.is_dir():
         instead = "; without val/, --val_fraction=0.2 takes that part of train/" if folder.name == "val" else ""
         raise UserError(
@@ -171,14 +152,9 @@ def class_names(folder: Path) -> list[str]:
 
 
 def image_names(folder: Path, may_be_empty: bool = False) -> list[str]:
-    """Return the names of the images of a class folder, sorted.
+    """The names of the images of a class folder, sorted; UserError for none, or a symbolic link that leads nowhere.
 
-    Args:
-        folder: The class folder.
-        may_be_empty: Whether a folder in which there is nothing at all is fine.
-
-    Raises:
-        UserError: There are none, or a symbolic link leads nowhere.
+    With ``may_be_empty`` a folder in which there is nothing at all is fine.
     """
     names = []
     others = set()
@@ -199,11 +175,7 @@ def image_names(folder: Path, may_be_empty: bool = False) -> list[str]:
 
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, without names that begin with a dot.
-
-    Raises:
-        UserError: It cannot be listed.
-    """
+    """What a folder holds, without names that begin with a dot; UserError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
@@ -220,11 +192,7 @@ def leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether this is a folder or a link to one.
-
-    Raises:
-        UserError: A symbolic link that leads nowhere.
-    """
+    """Whether this is a folder or a link to one; UserError for a link that leads nowhere."""
     if leads_nowhere(entry):
         raise UserError(f"symbolic link leads nowhere: {printable(entry.path)}")
     return entry.is_dir()
@@ -236,16 +204,7 @@ def format_line(path: str) -> str:
 
 
 def write_image_list(path: Path, images: Iterable[str], comment: str = "") -> None:
-    """Write a list of paths ``<split>/<class>/<file>``.
-
-    Args:
-        path: The file to write; an earlier one is replaced when the new one is complete.
-        images: The paths, as ``os.fsdecode`` gives them.
-        comment: First line.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write a list of paths ``<split>/<class>/<file>``, as ``os.fsdecode`` gives them, whole or not at all."""
     lines = [f"# {comment}"] if comment else []
     text = "".join(f"{line}\n" for line in [*lines, *map(format_line, images)])
     try:
@@ -257,8 +216,7 @@ def write_image_list(path: Path, images: Iterable[str], comment: str = "") -> No
 def read_image_list(path: Path) -> dict[str, dict[str, list[str]]]:
     """Read a list: file names by split and class, all in sorted order.
 
-    Raises:
-        UserError: The file cannot be read, or a line is no path ``<split>/<class>/<file>`` or occurs twice.
+    UserError: it cannot be read, or a line is no path ``<split>/<class>/<file>`` or occurs twice.
     """
     try:
         text = read_text(path)

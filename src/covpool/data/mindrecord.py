@@ -66,20 +66,16 @@ class _Handles:
 
 @dataclasses.dataclass(frozen=True)
 class MindRecordSource(Source):
-    """Encoded images in the shards of one split.
+    """Encoded images in the shards of one split."""
 
-    Attributes:
-        shards: The MindRecord files.
-        files: Path of every image below the split's folder when it was packed, as bytes, shape (n,).
-        shard_of: Number of the shard of every image, int32, shape (n,).
-        offsets: Place of every image in its shard, in bytes, int64, shape (n,).
-        lengths: Bytes of every image, int64, shape (n,).
-    """
-
-    shards: tuple[Path, ...] = ()
+    shards: tuple[Path, ...] = ()  # the MindRecord files
+    # path of every image below the split's folder when it was packed, as bytes, shape (n,)
     files: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, "S1"))
+    # number of the shard of every image, int32, shape (n,)
     shard_of: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, np.int32))
+    # place of every image in its shard, in bytes, int64, shape (n,)
     offsets: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, np.int64))
+    # bytes of every image, int64, shape (n,)
     lengths: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, np.int64))
     handles: _Handles = dataclasses.field(repr=False, compare=False, default_factory=lambda: _Handles(()))
 
@@ -117,12 +113,7 @@ class MindRecordSource(Source):
 def open_mindrecord(folder: Path, split: str) -> MindRecordSource:
     """Open one split that ``pack_image_folder`` wrote: images, labels and class names as in the packed folder.
 
-    Args:
-        folder: Holds ``train.mindrecord*`` and, for that split, ``val.mindrecord*``.
-        split: ``"train"`` or ``"val"``.
-
-    Raises:
-        UserError: Files are missing or damaged, or hold other columns.
+    UserError: files are missing or damaged, or hold other columns.
     """
     pattern = re.compile(rf"{split}\.mindrecord\d*")
     present = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))

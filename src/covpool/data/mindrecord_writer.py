@@ -25,7 +25,7 @@ DEFAULT_SHARD_BYTES = 1 << 30
 def pack_image_folder(
     source: FolderSource, folder: Path, shards: Optional[int] = None, workers: Optional[int] = None
 ) -> Iterator[int]:
-    """Write one split of an image folder as ``folder/<split>.mindrecord*``; the files appear where they stay.
+    """Write one split of an image folder as ``folder/<split>.mindrecord*``; yields images written, portion by portion.
 
     Nothing else may use ``folder`` meanwhile: give it a temporary name and rename it when all is there.
 
@@ -34,9 +34,6 @@ def pack_image_folder(
         folder: An existing folder.
         shards: Number of files, 1 to 1000; by default one per GiB.
         workers: Threads that read images; by default one per core.
-
-    Yields:
-        Images written, after every portion.
 
     Raises:
         UserError: An image cannot be read or is damaged, or the files cannot be written.

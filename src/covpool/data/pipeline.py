@@ -23,25 +23,12 @@ _ADVICE = "--bad_images=skip leaves such images out, covpool check-data lists th
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of all images in one epoch, the same for every number of ranks.
-
-    Returns:
-        A permutation of 0 ... num_samples - 1, int64.
-    """
+    """The order of all images in one epoch, the same for every number of ranks: a permutation, int64 (num_samples,)."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int = 1) -> int:
-    """Return the number of whole global batches in one epoch.
-
-    Args:
-        num_samples: Images in the training split.
-        batch_size: Images per rank and step.
-        world_size: Number of ranks.
-
-    Raises:
-        UserError: There is less than one global batch.
-    """
+    """The number of whole global batches, of ``batch_size`` per rank, in one epoch; UserError if there is none."""
     global_batch = batch_size * world_size
     if num_samples < global_batch:
         raise UserError(
@@ -52,25 +39,16 @@ def steps_per_epoch(num_samples: int, batch_size: int, world_size: int = 1) -> i
 
 
 def training_positions(num_samples: int, batch_size: int, rank: int, world_size: int) -> np.ndarray:
-    """Return the positions in the epoch's order that one rank trains on: every ``world_size``-th, whole batches only.
+    """The positions in the epoch's order that one rank trains on, int64: every ``world_size``-th, whole batches only.
 
     Step k over all ranks is exactly step k of one process with the global batch size.
-
-    Returns:
-        int64, shape (steps * batch_size,).
     """
     steps = steps_per_epoch(num_samples, batch_size, world_size)
     return np.arange(rank, steps * batch_size * world_size, world_size, dtype=np.int64)
 
 
 def evaluation_indices(num_samples: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-    """Return the images that one rank evaluates: every ``world_size``-th, each image on exactly one rank.
-
-    With fewer images than ranks some ranks have none.
-
-    Returns:
-        int64, shape (n,); n differs by at most one between ranks.
-    """
+    """The images that one rank evaluates, int64: every ``world_size``-th, each on exactly one rank; maybe none."""
     return np.arange(rank, num_samples, world_size, dtype=np.int64)
 
 
@@ -144,14 +122,7 @@ def create_dataset(
 
 
 def pipeline_error(error: BaseException) -> Optional[UserError]:
-    """Return the UserError that a source raised in a worker thread, if that is what stopped the pipeline.
-
-    Args:
-        error: What iterating over a dataset raised.
-
-    Returns:
-        An error with the source's one line, e.g. which image is damaged, and what helps; None if the cause is another.
-    """
+    """The UserError that a source raised in a worker thread, and what helps; None if another error stopped it."""
     found = _RAISED.search(str(error))
     return UserError(f"{found.group(1)} ({_ADVICE})") if found else None
 

@@ -22,25 +22,15 @@ SPLITS = ("train", "val")
 
 @dataclasses.dataclass(frozen=True)
 class Source(ABC):
-    """The images of one split, addressed by index. Listing and checking happen once, when it is opened.
+    """The images of one split, addressed by index. Listing and checking happen once, when it is opened."""
 
-    Attributes:
-        name: Data set name, as in messages.
-        split: ``"train"`` or ``"val"``.
-        class_names: Name of every class; the position is the class index.
-        labels: Class index per image, int32, shape (n,), read-only.
-        mean: Mean per channel of the data set, 1 = full scale.
-        std: Standard deviation per channel.
-        max_pixels: Encoded images of more pixels are not decoded: they would fill the memory.
-    """
-
-    name: str
-    split: str
-    class_names: tuple[str, ...]
-    labels: np.ndarray
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    max_pixels: int = MAX_PIXELS
+    name: str  # data set name, as in messages
+    split: str  # ``"train"`` or ``"val"``
+    class_names: tuple[str, ...]  # name of every class; the position is the class index
+    labels: np.ndarray  # class index per image, int32, shape (n,), read-only
+    mean: tuple[float, ...]  # mean per channel of the data set, 1 = full scale
+    std: tuple[float, ...]  # standard deviation per channel
+    max_pixels: int = MAX_PIXELS  # encoded images of more pixels are not decoded: they would fill the memory
 
     @property
     def num_samples(self) -> int:
@@ -54,21 +44,15 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """Return one image: uint8 (H, W, C), or the bytes of the encoded file, uint8 (n,).
+        """One image: uint8 (H, W, C), or the bytes of the encoded file, uint8 (n,); UserError that names it.
 
         Runs in worker threads; safe to call from several at once.
-
-        Raises:
-            UserError: The file cannot be read; the message names it.
         """
 
     def pixels(self, index: int) -> np.ndarray:
-        """Return one image, uint8 (H, W, C): as it is held in memory, or decoded to RGB.
+        """One image, uint8 (H, W, C): as it is held in memory, or decoded to RGB; UserError that names it.
 
         Runs in worker threads; safe to call from several at once.
-
-        Raises:
-            UserError: The file cannot be read or is no complete image; the message names it.
         """
         data = self.read(index)
         return data if self.image_shape else decode_image(data, lambda: self.describe(index), self.max_pixels)

@@ -22,17 +22,7 @@ CHUNK = 1024  # positions that share one generator
 
 
 def augmentation_draws(seed: int, epoch: int, chunk: int, width: int) -> np.ndarray:
-    """Return the random numbers of one chunk of an epoch's positions.
-
-    Args:
-        seed: Seed of the run.
-        epoch: Epoch number.
-        chunk: Number of the chunk: it covers positions 1024 * chunk to 1024 * chunk + 1023 of the global order.
-        width: Numbers per image.
-
-    Returns:
-        float32 in [0, 1), shape (1024, width).
-    """
+    """The random numbers of positions 1024 chunk to 1024 chunk + 1023 of an epoch's order, float32 (1024, width)."""
     generator = np.random.Generator(np.random.PCG64([seed, epoch, 1, chunk]))
     return generator.random((CHUNK, width), dtype=np.float32)
 
@@ -40,23 +30,11 @@ def augmentation_draws(seed: int, epoch: int, chunk: int, width: int) -> np.ndar
 def random_crop_box(
     height: int, width: int, draws: np.ndarray, scale: Sequence[float], ratio: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Choose the part of an image that a random resized crop keeps.
+    """Choose the part of an image that a random resized crop keeps: (top, left, height, width) in pixels.
 
-    Area uniform in ``scale`` times the image's, aspect ratio log-uniform in ``ratio``, place uniform; ten tries to
-    find one that fits, else the largest centred part whose aspect ratio is in the range. The rule is torchvision's.
-
-    Args:
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        draws: Uniform numbers in [0, 1), shape (23,).
-        scale: Least and greatest share of the area.
-        ratio: Least and greatest width / height.
-
-    Returns:
-        (top, left, height, width) in pixels.
-
-    Source:
-        Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6.
+    Area uniform in ``scale`` times the image's, width / height log-uniform in ``ratio``, place uniform; ten tries to
+    find one that fits, else the largest centred part whose aspect ratio is in the range. The rule is torchvision's
+    (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6). ``draws``: in [0, 1), shape (23,).
     """
     values = draws.tolist()
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -97,16 +75,8 @@ def random_crop(
 def random_shift(image: np.ndarray, draws: np.ndarray, padding: int, flip_probability: float) -> np.ndarray:
     """Shift an image by up to ``padding`` pixels, black where nothing is left, and perhaps mirror it.
 
-    The usual augmentation of CIFAR: pad every side, crop the old size at a random place.
-
-    Args:
-        image: uint8, shape (H, W, C).
-        draws: Uniform numbers in [0, 1), shape (3,).
-        padding: Pixels added to each side.
-        flip_probability: Probability of mirroring.
-
-    Returns:
-        uint8, shape (H, W, C), contiguous.
+    The usual augmentation of CIFAR: pad every side, crop the old size at a random place. uint8 (H, W, C) -> the same,
+    contiguous; ``draws`` in [0, 1), shape (3,).
     """
     height, width, channels = image.shape
     padded = np.zeros((height + 2 * padding, width + 2 * padding, channels), np.uint8)
@@ -146,27 +116,16 @@ class ImageTransform:
 
     With ``side = max(height, width)``: resize the shorter side to ``side / crop_ratio`` pixels, cut out the central
     square of ``side`` pixels and of it the central ``height`` x ``width``, then ``(value / 255 - mean) / std``.
-
-    Attributes:
-        height: Height of the input in pixels.
-        width: Width of the input in pixels.
-        mean: Mean per channel, 1 = full scale.
-        std: Standard deviation per channel.
-        crop_ratio: Share of the shorter side that the crop keeps; 0.875 resizes to 256 before cropping 224.
-        interpolation: One of ``INTERPOLATIONS``.
-        channels: 3, or 1 for gray.
-
-    Raises:
-        UserError: A value is out of range.
+    UserError: a value is out of range.
     """
 
-    height: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_ratio: float = 0.875
-    interpolation: str = "bilinear"
-    channels: int = 3
+    height: int  # height of the input in pixels
+    width: int  # width of the input in pixels
+    mean: tuple[float, ...]  # mean per channel, 1 = full scale
+    std: tuple[float, ...]  # standard deviation per channel
+    crop_ratio: float = 0.875  # share of the shorter side that the crop keeps; 0.875 resizes to 256 before cropping 224
+    interpolation: str = "bilinear"  # one of ``INTERPOLATIONS``
+    channels: int = 3  # 3, or 1 for gray
 
     def __post_init__(self) -> None:
         check_counts(height=self.height, width=self.width)
@@ -204,11 +163,7 @@ class ImageTransform:
 
     @classmethod
     def from_dict(cls, values: Any) -> ImageTransform:
-        """The transform that a checkpoint or an exported file holds, see ``to_dict``.
-
-        Raises:
-            UserError: It is none.
-        """
+        """The transform that a checkpoint or an exported file holds, see ``to_dict``; UserError if it is none."""
         try:
             return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
         except (KeyError, TypeError, ValueError) as error:
@@ -255,23 +210,14 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary at random.
+    """How training images vary at random; UserError where a value is out of range."""
 
-    Attributes:
-        kind: ``imagenet`` (random resized crop, flip), ``small`` (shift by up to an eighth of the side, flip) or
-            ``none`` (as in evaluation).
-        crop_scale: Least and greatest share of the area in a random resized crop.
-        crop_ratio: Least and greatest width / height in a random resized crop.
-        flip_probability: Probability of mirroring an image.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
+    # ``imagenet`` (random resized crop, flip), ``small`` (shift by up to an eighth of the side, flip) or ``none`` (as
+    # in evaluation)
     kind: str = "imagenet"
-    crop_scale: Sequence[float] = (0.08, 1.0)
-    crop_ratio: Sequence[float] = (0.75, 1.3333333)
-    flip_probability: float = 0.5
+    crop_scale: Sequence[float] = (0.08, 1.0)  # least and greatest share of the area in a random resized crop
+    crop_ratio: Sequence[float] = (0.75, 1.3333333)  # least and greatest width / height in a random resized crop
+    flip_probability: float = 0.5  # probability of mirroring an image
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.kind, tuple(DRAWS))
@@ -296,11 +242,9 @@ class Augmentation:
 
 
 def resize(size: Any, interpolation: str) -> Stage:
-    """Return the operator that resizes (C++, OpenCV; shrinking does not smooth first, except ``area``, ``pilcubic``).
+    """The operator that resizes (C++, OpenCV; shrinking does not smooth first, except ``area``, ``pilcubic``).
 
-    Args:
-        size: Length of the shorter side, or (height, width), in pixels.
-        interpolation: One of ``INTERPOLATIONS``.
+    ``size`` is the length of the shorter side, or (height, width), in pixels.
     """
     from mindspore.dataset import vision
 

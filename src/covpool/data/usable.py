@@ -31,10 +31,10 @@ def usable(
     """Leave out the images that cannot be read or decoded; every rank calls it and gets the same answer.
 
     Each rank decodes every ``world_size``-th image, by Pillow, in threads; the marks are summed, so no rank can be of
-    another opinion, whatever its own file system shows it.
+    another opinion, whatever its own file system shows it. In memory there is nothing to check.
 
     Args:
-        source: The images. In memory there is nothing to check.
+        source: The images.
         workers: Threads, None for one per core available to this process.
         rank: This process, 0 to world_size - 1.
         world_size: Number of ranks.

@@ -24,45 +24,28 @@ NUM_MISTAKES = 10
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was taken for another class.
+    """An image that was taken for another class."""
 
-    Attributes:
-        index: Its number in the data set.
-        label: Its class.
-        predicted: The class that was ranked first.
-        probability: What softmax gave that class.
-    """
-
-    index: int
-    label: int
-    predicted: int
-    probability: float
+    index: int  # its number in the data set
+    label: int  # its class
+    predicted: int  # the class that was ranked first
+    probability: float  # what softmax gave that class
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result over all images of all ranks.
+    """Result over all images of all ranks."""
 
-    Attributes:
-        correct: Images whose class was ranked first, per true class, int64 (K,).
-        correct_5: The same for the first five (all classes, where there are fewer).
-        total: Images per true class, int64 (K,).
-        loss: Mean cross entropy per image, without label smoothing; NaN or infinite where a logit is.
-        non_finite: Images with a logit that is NaN or infinite.
-        first_non_finite: Number of the first of them in the data set.
-        confusion: Images by true class (row) and class ranked first (column), int64 (K, K); an image with a logit that
-            is NaN is in no column. None for more than ``MAX_CONFUSION_CLASSES`` classes.
-        mistakes: The ``NUM_MISTAKES`` of the highest probability, in falling order.
-    """
-
-    correct: np.ndarray
-    correct_5: np.ndarray
-    total: np.ndarray
-    loss: float
-    non_finite: int = 0
-    first_non_finite: int | None = None
+    correct: np.ndarray  # images whose class was ranked first, per true class, int64 (K,)
+    correct_5: np.ndarray  # the same for the first five (all classes, where there are fewer)
+    total: np.ndarray  # images per true class, int64 (K,)
+    loss: float  # mean cross entropy per image, without label smoothing; NaN or infinite where a logit is
+    non_finite: int = 0  # images with a logit that is NaN or infinite
+    first_non_finite: int | None = None  # number of the first of them in the data set
+    # images by true class (row) and class ranked first (column), int64 (K, K); an image with a logit that is NaN is in
+    # no column. None for more than ``MAX_CONFUSION_CLASSES`` classes
     confusion: np.ndarray | None = None
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()  # the ``NUM_MISTAKES`` of the highest probability, in falling order
 
     @property
     def num_samples(self) -> int:
@@ -226,11 +209,7 @@ def describe_overflow(network: nn.Cell, result: Evaluation, source: Source) -> s
 
 
 def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of a MindSpore dataset as NumPy arrays; nothing for None (a rank without images).
-
-    Raises:
-        UserError: An image that cannot be read, by name.
-    """
+    """Batches of a MindSpore dataset as NumPy arrays; nothing for None (a rank without images)."""
     if dataset is not None:
         with pipeline_errors():
             yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
@@ -240,16 +219,7 @@ def write_report(folder: Path, result: Evaluation, source: Source) -> None:
     """Write ``confusion_matrix.csv``, ``confusion_matrix.png`` and ``mistakes.png`` into a folder.
 
     Rows of the matrix are true classes, columns predicted ones. Of more than ``MAX_CONFUSION_CLASSES`` classes
-    there is none.
-
-    Args:
-        folder: Made if needed; earlier files of these names are replaced.
-        result: The evaluation.
-        source: What was evaluated: gives class names and the images of the mistakes.
-
-    Raises:
-        OSError: A file cannot be written.
-        UserError: An image cannot be read any more.
+    there is none. OSError: a file cannot be written. UserError: an image cannot be read any more.
     """
     names = [printable(name) for name in all_names(source.class_names, len(result.total))]
     if result.confusion is not None:

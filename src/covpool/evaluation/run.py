@@ -28,10 +28,8 @@ DATA_SHARE = 0.1  # of the time spent waiting for images, from which on the pipe
 def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict[str, Any]:
     """Load ``checkpoint_file_path`` and evaluate it on every image of ``split``; every rank calls it.
 
-    Args:
-        config: The configuration; what it does not give of network and image transform the checkpoint says.
-        world: The ranks.
-        show: Prints the result on rank 0; called before anything is written.
+    What the configuration does not give of network and image transform the checkpoint says. ``show`` prints the result
+    on rank 0 before anything is written.
 
     Returns:
         top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, confusion_matrix (rows are true classes,
@@ -90,11 +88,7 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
 
 
 def check_result_path(config: Config, world: World) -> None:
-    """Refuse a ``result_path`` or ``report_path`` that cannot be written, before hours are spent; every rank calls it.
-
-    Raises:
-        UserError: The one is a folder, the other is none, or their folder cannot be written.
-    """
+    """Refuse a ``result_path`` or ``report_path`` that cannot be written before hours are spent; for every rank."""
     for key, file in (("result_path", ""), ("report_path", "confusion_matrix.csv")):
         target, problem = getattr(config, key), ""
         if target and world.is_main:
@@ -107,11 +101,7 @@ def check_result_path(config: Config, world: World) -> None:
 
 
 def deliver(values: dict[str, Any], config: Config, world: World, show: Show, problem: str) -> None:
-    """Show a result on rank 0, then write it to ``result_path``, then raise what is wrong with it, if anything.
-
-    Raises:
-        UserError: The file cannot be written, or ``problem``.
-    """
+    """Show a result on rank 0, write it to ``result_path``, then raise UserError with its ``problem``, if any."""
     if world.is_main and show is not None:
         show(values)
     if world.is_main and config.result_path:
@@ -132,13 +122,6 @@ class Pace:
     """Passes batches on and takes the time that is spent waiting for them.
 
     The first batch does not count: until it is there the pipeline starts, and with it the network is compiled.
-
-    Args:
-        batches: What to pass on.
-
-    Attributes:
-        waited_s: Seconds of waiting for the second and later batches.
-        total_s: Seconds from the request of the second batch to the end, computing included.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:

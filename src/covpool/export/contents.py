@@ -31,12 +31,9 @@ def seal(path: Path) -> None:
 
 
 def read_sealed(path: Path) -> bytes:
-    """Content of a file, compared with its checksum before any parser sees it.
+    """Content of a file, compared with its checksum before any parser sees it; UserError if that is not right.
 
     Anyone can compute the checksum: what the file holds is checked besides.
-
-    Raises:
-        UserError: No such file, no checksum, or another one.
     """
     if not path.is_file():
         raise UserError(f"no exported file at {path}")
@@ -80,18 +77,10 @@ _SIZES = {
 
 
 def checked_mindir(content: bytes, path: Path) -> Any:
-    """Parse a MindIR and see that it can only compute.
+    """Parse a MindIR and see that it can only compute: the protobuf message.
 
-    Args:
-        content: The file's content.
-        path: Its name, for messages.
-
-    Returns:
-        The protobuf message.
-
-    Raises:
-        UserError: An operator outside `MINDIR_OPERATORS`, a reference to another file, a tensor whose content is
-            longer or shorter than its shape, or no MindIR at all.
+    UserError: an operator outside `MINDIR_OPERATORS`, a reference to another file, a tensor whose content is longer or
+    shorter than its shape, or no MindIR at all.
     """
     model = mind_ir_pb2.ModelProto()
     try:

@@ -23,14 +23,8 @@ LARGEST = 2**30
 def write_mindir(network: nn.Cell, path: Path, shape: tuple[int, int, int], about: Mapping[str, Any]) -> None:
     """Write the evaluation graph of a network: images (n, *shape) of any n -> logits.
 
-    Args:
-        network: The network.
-        path: File to write, ending in ``.mindir``.
-        shape: Channels, height and width of the images.
-        about: Facts that JSON can hold (class names, image transform); they travel inside the file.
-
-    Raises:
-        UserError: If the network is too large for one file, or the file cannot be written.
+    ``about``: facts that JSON can hold (class names, image transform); they travel inside the file. UserError: the
+    network is too large for one file, or the file cannot be written.
     """
 
     def add_about(model: Any) -> None:
@@ -41,11 +35,7 @@ def write_mindir(network: nn.Cell, path: Path, shape: tuple[int, int, int], abou
 
 
 def write_graph(network: nn.Cell, images: ms.Tensor, path: Path, **options: Any) -> None:
-    """Write the evaluation graph of a network for images of a shape, with ``options`` of ``mindspore.export``.
-
-    Raises:
-        UserError: If the network is too large for one file, or the file cannot be written.
-    """
+    """Write the evaluation graph of a network for images of a shape, with ``options`` of ``mindspore.export``."""
     size = sum(parameter.nbytes for parameter in network.get_parameters())
     if size > LARGEST:
         raise UserError(f"the network holds {size / 2**30:.1f} GiB; an exported file takes {LARGEST / 2**30:g} GiB")
@@ -59,15 +49,8 @@ def write_graph(network: nn.Cell, images: ms.Tensor, path: Path, **options: Any)
 class MindIRModel:
     """A MindIR file, ready to run: images (n, channels, height, width) float32 -> logits (n, K), NumPy arrays.
 
-    Attributes:
-        about: What travelled with the graph: ``class_names`` and the image ``transform``.
-
-    Args:
-        path: The file.
-        device_target: Where it runs; MindSpore's context must be set to it.
-
-    Raises:
-        UserError: If the file is missing, damaged or not a MindIR, or could do more than compute.
+    ``about`` is what travelled with the graph: ``class_names`` and the image ``transform``. MindSpore's context must be
+    set to ``device_target``. UserError: missing, damaged or not a MindIR, or it could do more than compute.
     """
 
     def __init__(self, path: Path, device_target: str = "CPU") -> None:
@@ -107,46 +90,27 @@ class Name(str):
 
 @dataclass(frozen=True)
 class Node:
-    """One operator.
+    """One operator."""
 
-    Attributes:
-        operator: MindSpore's name of it.
-        inputs: Names of tensors, and constants: numbers, tuples, None or NumPy arrays.
-        output: Its (first) result.
-        rank: Number of dimensions of the result.
-        attributes: The operator's attributes.
-    """
-
-    operator: str
-    inputs: tuple[Any, ...]
-    output: Name
-    rank: int
-    attributes: dict[str, Any]
+    operator: str  # MindSpore's name of it
+    inputs: tuple[Any, ...]  # names of tensors, and constants: numbers, tuples, None or NumPy arrays
+    output: Name  # its (first) result
+    rank: int  # number of dimensions of the result
+    attributes: dict[str, Any]  # the operator's attributes
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What is computed, without MindSpore's bookkeeping (loads of parameters, dependencies, tuples).
+    """What is computed, without MindSpore's bookkeeping (loads of parameters, dependencies, tuples)."""
 
-    Attributes:
-        inputs: Tensors that are given.
-        output: The result.
-        parameters: Arrays by the network's parameter names.
-        nodes: Operators in the order of computation.
-    """
-
-    inputs: tuple[Name, ...]
-    output: Name
-    parameters: dict[Name, np.ndarray]
-    nodes: tuple[Node, ...]
+    inputs: tuple[Name, ...]  # tensors that are given
+    output: Name  # the result
+    parameters: dict[Name, np.ndarray]  # arrays by the network's parameter names
+    nodes: tuple[Node, ...]  # operators in the order of computation
 
 
 def read_graph(path: Path) -> Graph:
-    """Read the graph of a MindIR file that holds its parameters.
-
-    Raises:
-        UserError: The graph has branches or loops.
-    """
+    """Read the graph of a MindIR file that holds its parameters; UserError where it has branches or loops."""
     model = ms.load_mindir(str(path))
     if model.functions:
         raise UserError("the network has branches or loops; they can be exported with --file_format=MINDIR alone")

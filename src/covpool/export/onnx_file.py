@@ -27,17 +27,10 @@ def write_onnx(network: nn.Cell, path: Path, shape: tuple[int, int, int], about:
     """Write the evaluation graph of a network as ONNX: ``images`` (n, *shape) of any n -> ``logits`` (n, K).
 
     MindSpore's own MindIR is translated operator by operator. It is traced with one image, so that every other size
-    is a constant; networks and poolings here leave the batch open in what they compute (reshape to -1).
+    is a constant; networks and poolings here leave the batch open in what they compute (reshape to -1). Of ``about``
+    (class names, image transform) each value travels as one metadata property.
 
-    Args:
-        network: The network, batch normalisations folded.
-        path: File to write, ending in ``.onnx``.
-        shape: Channels, height and width of the images.
-        about: Facts that JSON can hold (class names, image transform); each travels as one metadata property.
-
-    Raises:
-        UserError: If the network holds an operator that has no counterpart, is too large, or the file cannot be
-            written.
+    UserError: an operator has no counterpart, the network is too large, or the file cannot be written.
     """
     import onnx  # after MindSpore, whose generated code needs protobuf's Python implementation
 
@@ -65,16 +58,8 @@ def write_onnx(network: nn.Cell, path: Path, shape: tuple[int, int, int], about:
 class OnnxModel:
     """An ONNX file, ready to run: images (n, channels, height, width) float32 -> logits (n, K), NumPy arrays.
 
-    Attributes:
-        about: What travelled with the graph: ``class_names`` and the image ``transform``.
-
-    Args:
-        path: The file.
-        device_target: 'CPU', 'GPU' or 'Ascend'.
-
-    Raises:
-        UserError: If the file is missing, damaged or not ONNX, could do more than compute, or ONNX Runtime does not
-            serve the device.
+    ``about`` is what travelled with the graph: ``class_names`` and the image ``transform``. UserError: missing, damaged
+    or not ONNX, it could do more than compute, or ONNX Runtime does not serve the device.
     """
 
     def __init__(self, path: Path, device_target: str = "CPU") -> None:
@@ -101,11 +86,7 @@ class OnnxModel:
 
 
 def check_onnx(content: bytes, path: Path) -> None:
-    """See that an ONNX file can only compute: plain operators that export.py writes, and its weights within it.
-
-    Raises:
-        UserError: Another operator, a reference to another file, or no ONNX at all.
-    """
+    """See that an ONNX file can only compute: plain operators that export.py writes, and its weights within it."""
     import onnx  # after MindSpore, whose generated code needs protobuf's Python implementation
 
     from covpool.export.onnx_graph import OPERATORS

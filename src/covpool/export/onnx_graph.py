@@ -165,11 +165,7 @@ _WRITERS: dict[str, Callable[[_Writer, Node, list[Any]], str]] = {
 
 
 def onnx_graph(graph: Graph, input_shape: tuple[int, int, int], classes: int) -> onnx.GraphProto:
-    """A graph (n, *input_shape) ``images`` -> (n, classes) ``logits``, for any n.
-
-    Raises:
-        UserError: The graph holds something that has no ONNX counterpart here.
-    """
+    """A graph (n, *input_shape) ``images`` -> (n, classes) ``logits``, for any n; UserError if ONNX lacks a part."""
     known = _PLAIN.keys() | _WRITERS.keys()
     unknown = sorted({node.operator for node in graph.nodes} - known)
     if unknown:

@@ -57,14 +57,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 class CheckpointModel:
-    """A checkpoint that knows its network, ready to run as an exported file is.
-
-    Args:
-        path: The checkpoint.
-
-    Raises:
-        UserError: It is missing or damaged, or does not say which network it holds.
-    """
+    """A checkpoint that knows its network, ready to run as an exported file is."""
 
     def __init__(self, path: Path) -> None:
         checkpoint = read_checkpoint(path)

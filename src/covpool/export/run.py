@@ -35,17 +35,11 @@ class ExportedModel(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """How files of a format are written and run.
+    """How files of a format are written and run."""
 
-    Attributes:
-        ending: Of the file's name.
-        write: (network, path, image shape, about).
-        load: (path, device target).
-    """
-
-    ending: str
-    write: Callable[[Any, Path, tuple[int, int, int], Mapping[str, Any]], None]
-    load: Callable[[Path, str], ExportedModel]
+    ending: str  # of the file's name
+    write: Callable[[Any, Path, tuple[int, int, int], Mapping[str, Any]], None]  # (network, path, image shape, about)
+    load: Callable[[Path, str], ExportedModel]  # (path, device target)
 
 
 FORMATS = {

@@ -27,7 +27,7 @@ CPU_KERNELS = ("mindspore", "compiled")
 
 
 def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None) -> int:
-    """Let a network that is trained on CPU in float32 use other kernels, in place.
+    """Let a network that is trained on CPU in float32 use other kernels, in place; the number of cells replaced.
 
     Parameters, their names and their order stay; results differ by rounding. The network that is exported is another
     one: the operators are files of this machine.
@@ -39,11 +39,7 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
             triangle of a covariance, its signed root, scale and shift.
         threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
 
-    Returns:
-        The number of cells that were replaced.
-
     Raises:
-        ValueError: No such choice.
         UserError: The kernels cannot be compiled.
     """
     if choice not in CPU_KERNELS:

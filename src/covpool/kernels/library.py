@@ -39,17 +39,12 @@ def threads_of_process(processes: int = 1) -> int:
 
 
 def compile_kernels(folder: Path | None = None) -> Path:
-    """Compile the kernels for this processor, or find them compiled.
+    """Compile the kernels for this processor, or find them compiled: the shared library.
 
     A library that is kept is used if it is as it was made: a regular file of this user (or root) that nobody else can
-    write to, and whole by the digest at its end. Otherwise it is compiled anew.
-
-    Args:
-        folder: Where libraries are kept; by default ``mindspore-gcp`` in the user's cache folder. The name of the file
-            tells sources, compiler and processor apart, and several processes may compile at once.
-
-    Returns:
-        The shared library.
+    write to, and whole by the digest at its end. Otherwise it is compiled anew. The name of the file, by default in
+    ``mindspore-gcp`` in the user's cache folder, tells sources, compiler and processor apart, and several processes may
+    compile at once.
 
     Raises:
         UserError: No compiler, a compiler that fails, or a folder that cannot be written or is another user's; nothing
@@ -132,11 +127,7 @@ def _is_as_made(library: Path) -> bool:
 
 
 def set_threads(library: Path, threads: int) -> None:
-    """Let the kernels of a library use ``threads`` threads, in the whole process.
-
-    Raises:
-        ValueError: Not between 1 and 256.
-    """
+    """Let the kernels of a library use ``threads`` threads, 1 to 256, in the whole process."""
     if not 1 <= threads <= _MOST_THREADS:
         raise ValueError(f"threads must be from 1 to {_MOST_THREADS}, not {threads}")
     ctypes.CDLL(str(library)).set_threads(threads)

@@ -15,11 +15,7 @@ _STYLES = ("-o", "--s", "-.^", ":D", "-v", "--P", "-.X", ":*")
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
-    """The epoch records of a run folder.
-
-    Raises:
-        UserError: If it is no run folder or no epoch of it is done.
-    """
+    """The evaluated epochs of a run folder; UserError if it is none or there are none yet."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run} is no run folder: it has no metrics.jsonl")

@@ -54,34 +54,20 @@ _DIGITS = "With d = 256 it would be 5.65: the digits of the published 5.56 seem 
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size of a network.
+    """Size of a network."""
 
-    Attributes:
-        parameters: Trainable numbers.
-        multiply_adds: Multiply-adds of one image in evaluation: convolutions and matrix products.
-        parts: The same by part: 'backbone', 'reduction', 'pooling', 'classifier'.
-        decompositions: Matrix decompositions (Svd) in the graph, whose cost is not in the counts.
-    """
-
-    parameters: int
-    multiply_adds: int
-    parts: Mapping[str, int]
-    decompositions: tuple[str, ...] = ()
+    parameters: int  # trainable numbers
+    multiply_adds: int  # multiply-adds of one image in evaluation: convolutions and matrix products
+    parts: Mapping[str, int]  # the same by part: 'backbone', 'reduction', 'pooling', 'classifier'
+    decompositions: tuple[str, ...] = ()  # matrix decompositions (Svd) in the graph, whose cost is not in the counts
 
 
 def measure(network: nn.Cell, image_shape: Sequence[int]) -> Complexity:
-    """Compile a network for one image in evaluation mode, without running it, and count in its graph.
+    """Compile a network for one image (C, H, W) in evaluation mode, without running it, and count in its graph.
 
     A convolution counts output elements times weights per output channel, a product of matrices the elements of the
     result times the summed length. Element-wise operations, sums (also those that the poolings write as a product with
     a constant vector), normalisation and pooling windows are not counted, as usual.
-
-    Args:
-        network: Any network of `create_model`; its mode is left as it was.
-        image_shape: (C, H, W).
-
-    Returns:
-        The counts.
 
     Raises:
         ValueError: The graph calls sub-graphs (data-dependent control flow), which have no fixed count.
@@ -121,18 +107,8 @@ def table(
     """Lines of a Markdown table, each as soon as it is counted, and its footnotes.
 
     Published figures stand beside the counts where the arguments are those that they were published for. A
-    difference of more than 1 % has a footnote.
-
-    Args:
-        models: Names of networks.
-        poolings: Names of poolings.
-        image_size: Height and width, in pixels.
-        reduction_dim: d before a covariance pooling.
-        num_classes: Outputs of the classifier.
-
-    Raises:
-        UnknownNameError: No such network or pooling.
-        ValueError: A size out of range.
+    difference of more than 1 % has a footnote. UnknownNameError: no such network or pooling. ValueError: a size out of
+    range.
     """
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1, not {image_size}")

@@ -39,18 +39,9 @@ class _Rate(nn.Cell):
 def rate_course(run: Path, batches: int = 20, data_path: str = "") -> list[dict[str, float]]:
     """Rate rho before training (epoch 0) and at every epoch whose checkpoint was kept.
 
-    The network is in training mode, as when the rate matters, and sees the first batches of the first epoch.
-
-    Args:
-        run: Run folder of a training with DropCov at its adaptive rate.
-        batches: Number of batches.
-        data_path: Where the data set is, if not where the run had it.
-
-    Returns:
-        For every epoch `epoch`, `rate` (mean over the batches), `rate_min` and `rate_max`.
-
-    Raises:
-        UserError: The folder holds no such run.
+    The network is in training mode, as when the rate matters, and sees the first ``batches`` batches of the first
+    epoch. For every epoch: `epoch`, `rate` (mean over the batches), `rate_min` and `rate_max`. UserError: the folder
+    holds no training with DropCov at its adaptive rate.
     """
     config = load_config(run / "config.yaml", [f"data_path={data_path}"] if data_path else [])
     index = run / "checkpoints" / "index.json"
@@ -77,13 +68,7 @@ def rate_course(run: Path, batches: int = 20, data_path: str = "") -> list[dict[
 
 
 def plot_rates(courses: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path, title: str) -> None:
-    """Rates over epochs: mean over runs, band from the lowest to the highest batch of any run.
-
-    Args:
-        courses: Name: the course of every run.
-        path: PNG file.
-        title: Title.
-    """
+    """Rates over epochs: mean over a name's runs, band from the lowest to the highest batch of any of them."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(6.5, 3.6)

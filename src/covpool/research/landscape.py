@@ -55,13 +55,7 @@ class _LossFromStem(nn.Cell):
 class Probe:
     """Takes the loss along the gradient, without a trace in the network.
 
-    Args:
-        network: With ``forward_stem`` and ``layer1`` to ``layer4`` (the ResNets); in training mode.
-        loss: Logits and labels to a number.
-        lengths: The step lengths delta.
-
-    Raises:
-        UserError: The network has no such parts.
+    It needs ``forward_stem`` and ``layer1`` to ``layer4`` (the ResNets), in training mode; else a UserError.
     """
 
     def __init__(self, network: nn.Cell, loss: nn.Cell, lengths: Sequence[float] | np.ndarray = LENGTHS) -> None:
@@ -106,13 +100,7 @@ def record_landscape(config: Config, every: int) -> Iterator[dict[str, float]]:
     """Train as configured and probe every ``every`` steps, before the step.
 
     Images, initial weights, order, rates and updates are those of the ordinary training; there is no evaluation and
-    nothing is saved.
-
-    Yields:
-        For every step `step`; for the probed ones the probe's ranges as well.
-
-    Raises:
-        UserError: What keeps it from starting; the landscape is measured by one process in full precision.
+    nothing is saved. Yields `step` for every step; for the probed ones the probe's ranges as well.
     """
     if config.run_distribute or config.amp_level != "O0":
         raise UserError("the landscape is measured by one process in full precision (amp_level=O0)", 2)
@@ -178,11 +166,7 @@ def plot_landscape(runs: Mapping[str, Sequence[dict[str, float]]], path: Path, t
 
 
 def read_records(content: Any) -> list[dict[str, float]]:
-    """The probed steps of a landscape file.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The probed steps of a landscape file; ValueError if it is none."""
     try:
         records = content["records"]
         if records and all({"step", "loss_min", "gradient_max"} <= set(r) for r in records):

@@ -16,17 +16,11 @@ IMAGENET_IMAGE_BYTES = 147_897_477_120 // IMAGENET_IMAGES  # of the published ar
 
 @dataclass(frozen=True)
 class Machine:
-    """What the prediction assumes of the machines.
+    """What the prediction assumes of the machines."""
 
-    Attributes:
-        operations_per_s: Sustained floating-point operations of one device, 1/s.
-        bandwidth: Of the slowest link of the ring, bytes/s each way.
-        latency: Of one message on it, s.
-    """
-
-    operations_per_s: float
-    bandwidth: float
-    latency: float
+    operations_per_s: float  # sustained floating-point operations of one device, 1/s
+    bandwidth: float  # of the slowest link of the ring, bytes/s each way
+    latency: float  # of one message on it, s
 
     def __post_init__(self) -> None:
         if self.operations_per_s <= 0 or self.bandwidth <= 0 or self.latency < 0:
@@ -35,31 +29,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One step of a training on several devices.
+    """One step of a training on several devices."""
 
-    Attributes:
-        devices: n.
-        global_batch: Images of a step.
-        steps_per_epoch: Whole global batches in the data set.
-        compute_s: Forward and backward pass of a device's share.
-        sent_bytes: What every device sends (and receives) for the all-reduce.
-        reduce_s: Duration of the all-reduce.
-        overlapped_s: The step, if the all-reduce of a group starts as soon as its gradients are there.
-        serial_s: The step, if the all-reduce starts after the backward pass.
-        learning_rate: By the linear rule.
-        storage_bytes_per_s: What the storage must deliver to all devices together in the overlapped case.
-    """
-
-    devices: int
-    global_batch: int
-    steps_per_epoch: int
-    compute_s: float
-    sent_bytes: float
-    reduce_s: float
-    overlapped_s: float
-    serial_s: float
-    learning_rate: float
-    storage_bytes_per_s: float
+    devices: int  # n
+    global_batch: int  # images of a step
+    steps_per_epoch: int  # whole global batches in the data set
+    compute_s: float  # forward and backward pass of a device's share
+    sent_bytes: float  # what every device sends (and receives) for the all-reduce
+    reduce_s: float  # duration of the all-reduce
+    overlapped_s: float  # the step, if the all-reduce of a group starts as soon as its gradients are there
+    serial_s: float  # the step, if the all-reduce starts after the backward pass
+    learning_rate: float  # by the linear rule
+    storage_bytes_per_s: float  # what the storage must deliver to all devices together in the overlapped case
 
     @property
     def images_per_s(self) -> float:
@@ -107,9 +88,6 @@ def predict(
         image_bytes: Mean size of an image file.
         images: Images of an epoch.
         rate_of_256: Learning rate at a global batch of 256.
-
-    Raises:
-        ValueError: Fewer than one device or image, or no gradients.
     """
     if devices < 1 or batch_size < 1 or not groups:
         raise ValueError("devices and batch_size must be at least 1, and there must be gradients")

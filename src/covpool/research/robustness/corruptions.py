@@ -94,20 +94,10 @@ SCALES = {"imagenet": IMAGENET, "small": SMALL}
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, scale: str, generator: np.random.Generator) -> np.ndarray:
-    """One corrupted image.
+    """One corrupted image, uint8 (H, W, 3) -> (H, W, 3), at a severity from 1 to 5.
 
-    Args:
-        image: uint8 (H, W, 3).
-        name: One of ``CORRUPTIONS``.
-        severity: 1 to 5.
-        scale: ``imagenet`` (about 224 pixels) or ``small`` (about 32 pixels), see ``severities.py``.
-        generator: Where random numbers come from.
-
-    Returns:
-        uint8 (H, W, 3).
-
-    Raises:
-        ValueError: The image has another type or shape, or a name is not among the allowed ones.
+    ``scale`` is ``imagenet`` (about 224 pixels) or ``small`` (about 32 pixels). ValueError: an image of another type or
+    shape, or a name that is not allowed.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 (H, W, 3), not {image.dtype} {image.shape}")

@@ -37,19 +37,13 @@ ALEXNET_ERRORS = dict(
 
 
 def corruption_summary(errors: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
-    """Summarise top-1 errors by corruption and severity.
-
-    Args:
-        errors: Corruption name: severity: error in [0, 1].
+    """Summarise top-1 errors in [0, 1] by corruption and severity; ValueError where there is none.
 
     Returns:
         `mean_error`, over the corruptions of the benchmark that are there, each a mean over its severities; `mce`, the
         mean over all 15 of 100 error / AlexNet's error, None unless all 15 are there with all 5 severities; `missing`,
         what keeps it from being one; `corruptions`: by name `error`, `errors` and `ce`. Corruptions beyond the 15
         (ImageNet-C's `extra`) are listed without counting.
-
-    Raises:
-        ValueError: No corruption is there.
     """
     if not errors:
         raise ValueError("no corruption to summarise")
@@ -72,8 +66,7 @@ def corruption_summary(errors: Mapping[str, Mapping[int, float]]) -> dict[str, A
 def relative_errors(errors: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
     """Corruption errors in percent of a reference network's, by corruption (the benchmark's CE with another divisor).
 
-    Raises:
-        ValueError: The two are not over the same corruptions.
+    ValueError: the two are not over the same corruptions.
     """
     if set(errors) != set(reference):
         raise ValueError(f"different corruptions: {sorted(set(errors) ^ set(reference))}")
@@ -83,14 +76,8 @@ def relative_errors(errors: Mapping[str, float], reference: Mapping[str, float])
 def flip_rate(predictions: Sequence[np.ndarray], against_first: bool) -> float:
     """Share of frames whose predicted class differs: from the first frame for noise, else from the frame before.
 
-    Source: Hendrycks & Dietterich, ICLR 2019, section 3.2 (flip probability).
-
-    Args:
-        predictions: Predicted class of every frame of a sequence, (T,) with T >= 2; one array a sequence.
-        against_first: For noise, whose frames follow no order.
-
-    Raises:
-        ValueError: There is no sequence, or one of a single frame.
+    Source: Hendrycks & Dietterich, ICLR 2019, section 3.2 (flip probability). ``predictions`` holds the predicted
+    classes of every sequence, (T,) each; ValueError where there is no sequence, or one of a single frame.
     """
     if not predictions or any(len(frames) < 2 for frames in predictions):
         raise ValueError("flips need at least one sequence, and two frames in each")
@@ -102,13 +89,7 @@ _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
 
 def plot_bars(values: Mapping[str, float], path: Path, title: str) -> None:
-    """One network's percentages as horizontal bars, each with its number.
-
-    Args:
-        values: Percent by name, from top to bottom.
-        path: PNG file.
-        title: What they are of.
-    """
+    """One network's percentages by name as horizontal bars from top to bottom, each with its number."""
     figure = new_figure(7, 0.8 + 0.26 * len(values))
     axes = figure.subplots()
     places = np.arange(len(values))[::-1]
@@ -125,12 +106,7 @@ def plot_groups(
 ) -> None:
     """Several networks side by side: mean over seeds as bars, lowest to highest as whiskers, legible without colour.
 
-    Args:
-        groups: Network: name of the bar: one value a seed. All networks have the same names.
-        path: PNG file.
-        ylabel: What the values are, with their unit.
-        title: Title.
-        line: Where to draw a horizontal line, such as the reference.
+    ``groups`` is network: name of the bar: one value a seed, with the same names for all networks.
     """
     names = list(next(iter(groups.values())))
     figure = new_figure(10, 3.9)

@@ -85,10 +85,8 @@ class _ClassSubset(nn.Cell):
 def evaluate_robustness(config: Config, world: World, show: Show = None) -> dict[str, Any]:
     """Evaluate ``checkpoint_file_path`` on the set ``robustness`` in ``data_path``; every rank calls it.
 
-    Args:
-        config: The configuration; what it does not give of network and image transform the checkpoint says.
-        world: The ranks.
-        show: Prints the result on rank 0; called before anything is written.
+    What the configuration does not give of network and image transform the checkpoint says. ``show`` prints the result
+    on rank 0 before anything is written.
 
     Returns:
         The set's figures and what was evaluated; written to ``result_path`` as JSON, with a bar chart beside it, where

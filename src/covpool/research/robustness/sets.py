@@ -40,11 +40,7 @@ PERTURBATIONS = (
 
 
 def find_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Folders with one of the names, directly in ``root`` or one level deeper, as some archives unpack.
-
-    Raises:
-        UserError: None is there.
-    """
+    """Folders with one of the names in ``root`` or one level deeper, as some archives unpack; UserError for none."""
     if not root.is_dir():
         raise UserError(f"data_path is not a folder: {root}")
     inside = sorted((Path(entry.path) for entry in visible(root) if is_folder(entry)), key=lambda path: path.name)
@@ -56,11 +52,7 @@ def find_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def corruption_folders(root: Path) -> dict[str, dict[int, Path]]:
-    """Corruption: severity: folder with a folder per class.
-
-    Raises:
-        UserError: There is none, or a corruption without a severity.
-    """
+    """Corruption: severity: folder with a folder per class; UserError for none, or a corruption without a severity."""
     folders = {}
     for name, folder in find_folders(root, (*CORRUPTIONS, *EXTRA)).items():
         severities = sorted(entry.name for entry in visible(folder) if is_folder(entry))
@@ -71,15 +63,9 @@ def corruption_folders(root: Path) -> dict[str, dict[int, Path]]:
 
 
 def folder_source(folder: Path, names: Sequence[str], what: str) -> FolderSource:
-    """The images of a folder with a folder per class, which may be some of the network's classes.
+    """The images of a folder with a folder per class, some of the network's classes ``names``.
 
-    Args:
-        folder: Holds the class folders.
-        names: The network's classes, in the order of its outputs.
-        what: What messages call the set.
-
-    Raises:
-        UserError: A class that the network does not know, or no image.
+    ``what`` is what messages call the set. UserError: a class that the network does not know, or no image.
     """
     index_of = {name: index for index, name in enumerate(names)}
     present = class_names(folder)
@@ -105,17 +91,10 @@ def folder_source(folder: Path, names: Sequence[str], what: str) -> FolderSource
 
 
 def network_classes(listed: Path | None, in_checkpoint: Sequence[str], folders: Sequence[str], count: int) -> list[str]:
-    """Names of the network's classes, in the order of its outputs.
+    """Names of the network's ``count`` classes, in the order of its outputs.
 
-    Args:
-        listed: File with one name a line (``class_names``), or None.
-        in_checkpoint: The names that the checkpoint holds, if any.
-        folders: Names of the set's class folders: taken, sorted, where nothing else names the classes and there are
-            as many of them as classes.
-        count: Number of classes.
-
-    Raises:
-        UserError: The file cannot be read or names another number of classes, or the names are nowhere to be found.
+    They are the lines of the file ``listed``; else those that the checkpoint holds; else the names of the set's class
+    folders, sorted, if there are as many of them. UserError: none of these, or a file that does not fit.
     """
     if listed is not None:
         try:
@@ -146,11 +125,7 @@ _MOST_FRAMES = 10_000
 
 
 def sequences(folder: Path) -> list[Path]:
-    """Sequences of a perturbation, PERTURBATION/CLASS/SEQUENCE, each a film, a picture file or a folder; sorted.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Sequences of a perturbation, PERTURBATION/CLASS/SEQUENCE, each a film, a picture file or a folder; sorted."""
     classes = [Path(entry.path) for entry in visible(folder) if is_folder(entry)]
     found = [
         Path(entry.path)
@@ -166,12 +141,9 @@ def sequences(folder: Path) -> list[Path]:
 
 
 def read_frames(path: Path, size: int) -> np.ndarray:
-    """Frames of a sequence, uint8 (T, size, size, 3); resized where they have another size.
+    """Frames of a sequence, uint8 (T, size, size, 3); resized where they have another size. ffmpeg reads films.
 
-    Films are read by the program ffmpeg.
-
-    Raises:
-        UserError: It cannot be read, has less than two frames, or ffmpeg is not installed.
+    UserError: it cannot be read, has less than two frames, or ffmpeg is not installed.
     """
     try:
         if path.is_dir():

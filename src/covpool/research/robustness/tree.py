@@ -24,36 +24,22 @@ from covpool.runtime.processes import process_pool
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write.
+    """What to write."""
 
-    Attributes:
-        source: Holds a folder per class.
-        output: Root of the tree.
-        corruptions: Names.
-        severities: 1 to 5.
-        scale: ``imagenet`` or ``small``.
-        size: Side of the square that is cut from the middle after the shorter side was brought to ``size / 0.875``;
-            None to keep images as they are.
-        per_class: At most this many images of a class, the first by name; None for all.
-        seed: Of the random numbers.
-    """
-
-    source: Path
-    output: Path
-    corruptions: tuple[str, ...] = CORRUPTIONS
-    severities: tuple[int, ...] = SEVERITIES
-    scale: str = "imagenet"
+    source: Path  # holds a folder per class
+    output: Path  # root of the tree
+    corruptions: tuple[str, ...] = CORRUPTIONS  # names
+    severities: tuple[int, ...] = SEVERITIES  # 1 to 5
+    scale: str = "imagenet"  # ``imagenet`` or ``small``
+    # side of the square that is cut from the middle after the shorter side was brought to ``size / 0.875``; None to
+    # keep images as they are
     size: int | None = 224
-    per_class: int | None = None
-    seed: int = 0
+    per_class: int | None = None  # at most this many images of a class, the first by name; None for all
+    seed: int = 0  # of the random numbers
 
 
 def list_images(plan: Plan) -> list[str]:
-    """Paths CLASS/FILE below the source, sorted.
-
-    Raises:
-        UserError: There is no class folder, or one without images.
-    """
+    """Paths CLASS/FILE below the source, sorted; UserError: there is no class folder, or one without images."""
     names = class_names(plan.source)
     return [f"{name}/{file}" for name in names for file in image_names(plan.source / name)[: plan.per_class]]
 
@@ -62,13 +48,8 @@ def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]
     """Corrupt every image in every way; what is there already is left alone, so that a stopped run goes on.
 
     An image depends on the seed, its name, the corruption and the severity alone, not on the number of workers. Files
-    keep their format if it has no loss; others are JPEG of quality 85, as ImageNet-C is.
-
-    Yields:
-        For every source image, how many files were written for it.
-
-    Raises:
-        UserError: An image cannot be read, or a file not be written.
+    keep their format if it has no loss; others are JPEG of quality 85, as ImageNet-C is. Yields, for every source
+    image, how many files were written for it. UserError: an image cannot be read, or a file not be written.
     """
     for corruption in plan.corruptions:
         for severity in plan.severities:

@@ -129,10 +129,7 @@ def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> li
 
 
 def plot_study(study: Study, states: Mapping[Run, State], path: Path) -> None:
-    """Training loss and top-1 accuracy over epochs: mean of the finished seeds, band from the lowest to the highest.
-
-    Nothing is written while no run is done.
-    """
+    """Training loss and top-1 accuracy over epochs: mean of the finished seeds, band from the lowest to the highest."""
     from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(9, 3.9)
@@ -158,10 +155,7 @@ def plot_study(study: Study, states: Mapping[Run, State], path: Path) -> None:
 
 
 def plot_final(study: Study, states: Mapping[Run, State], path: Path) -> None:
-    """Top-1 accuracy after the last epoch: a row per group, an open circle per finished seed, a mark at their mean.
-
-    Nothing is written while no run is done.
-    """
+    """Top-1 accuracy after the last epoch: a row per group, an open circle per finished seed, a mark at their mean."""
     groups = []
     for group in study.groups:
         runs = [state.epochs for run, state in states.items() if run.group == group and state.done]

@@ -32,17 +32,11 @@ _TRAIN = "import sys; sys.argv[0] = 'covpool'; from covpool.cli import main; mai
 
 @dataclass(frozen=True)
 class State:
-    """What there is of a run.
+    """What there is of a run."""
 
-    Attributes:
-        epochs: Epoch records, in order.
-        wanted: Epochs that the configuration asks for.
-        failure: Why the last attempt failed; empty if it did not.
-    """
-
-    epochs: list[dict[str, Any]]
-    wanted: int
-    failure: str
+    epochs: list[dict[str, Any]]  # epoch records, in order
+    wanted: int  # epochs that the configuration asks for
+    failure: str  # why the last attempt failed; empty if it did not
 
     @property
     def done(self) -> bool:
@@ -51,11 +45,7 @@ class State:
 
 
 def state_of(folder: Path, config: Config) -> State:
-    """What a run folder holds of a run with this configuration.
-
-    Raises:
-        UserError: The folder holds a run with other settings.
-    """
+    """What a run folder holds of a run with this configuration; UserError for a run with other settings."""
     if (folder / "config.yaml").is_file():
         held = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         for key, value in config.to_dict().items():
@@ -100,11 +90,7 @@ def _settings(run: Run, folder: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def states(study: Study, output: Path, overrides: Sequence[str]) -> dict[Run, State]:
-    """What there is of every run.
-
-    Raises:
-        UserError: A folder holds a run with other settings.
-    """
+    """What there is of every run; UserError for a folder that holds a run with other settings."""
     return {run: state_of(output / run.name, run_config(study, run, output, overrides)) for run in study.runs()}
 
 

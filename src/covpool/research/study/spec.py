@@ -22,15 +22,10 @@ _KEYS = ("title", "config", "grid", "variants", "seeds", "accuracies")
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed alone."""
 
-    Attributes:
-        name: What tables and plots call it.
-        overrides: `key=value`, over the study's configuration.
-    """
-
-    name: str
-    overrides: tuple[str, ...]
+    name: str  # what tables and plots call it
+    overrides: tuple[str, ...]  # `key=value`, over the study's configuration
 
     @property
     def slug(self) -> str:
@@ -40,15 +35,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training."""
 
-    Attributes:
-        group: What it belongs to.
-        seed: Its seed.
-    """
-
-    group: Group
-    seed: int
+    group: Group  # what it belongs to
+    seed: int  # its seed
 
     @property
     def name(self) -> str:
@@ -58,23 +48,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of runs.
+    """A grid of runs."""
 
-    Attributes:
-        name: Name of the file, without its ending.
-        title: Title of the plots.
-        config: The configuration that all runs start from.
-        groups: In the order of tables and plots.
-        seeds: Seeds of each group.
-        accuracies: Top-1 accuracies whose first epoch is looked for, in (0, 1).
-    """
-
-    name: str
-    title: str
-    config: Path
-    groups: tuple[Group, ...]
-    seeds: tuple[int, ...]
-    accuracies: tuple[float, ...]
+    name: str  # name of the file, without its ending
+    title: str  # title of the plots
+    config: Path  # the configuration that all runs start from
+    groups: tuple[Group, ...]  # in the order of tables and plots
+    seeds: tuple[int, ...]  # seeds of each group
+    accuracies: tuple[float, ...]  # top-1 accuracies whose first epoch is looked for, in (0, 1)
 
     def runs(self) -> list[Run]:
         """All runs, seed by seed: what a stopped study has is whole groups with fewer seeds."""
