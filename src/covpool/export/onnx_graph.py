@@ -43,8 +43,8 @@ _PLAIN = {
 
 # All operators of the written files; others are not loaded.
 OPERATORS = frozenset(_PLAIN.values()) | {
-    *("Conv", "Gather", "Gemm", "LayerNormalization", "MatMul", "MaxPool", "ReduceMean", "ReduceSum", "Reshape"),
-    *("Squeeze", "Transpose", "Unsqueeze", "Where"),
+    *("Clip", "Concat", "Conv", "Gather", "Gemm", "LayerNormalization", "MatMul", "MaxPool", "ReduceMean"),
+    *("ReduceSum", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
 }
 
 
@@ -74,9 +74,15 @@ class _Writer:
         self.constants[name] = array
         return name
 
+    def named(self, value: Any) -> Any:
+        """A MindIR input by the names of this graph."""
+        if isinstance(value, tuple):
+            return tuple(map(self.named, value))
+        return self.names[value] if isinstance(value, Name) else value
+
     def write(self, node: Node) -> None:
         """Add what computes a MindIR node."""
-        inputs = [self.names[x] if isinstance(x, Name) else x for x in node.inputs]
+        inputs = [self.named(x) for x in node.inputs]
         if node.operator in _PLAIN:
             output = self.add(_PLAIN[node.operator], *inputs)
         else:
@@ -138,6 +144,13 @@ def _squeeze(writer: _Writer, node: Node, inputs: list[Any]) -> str:
     return writer.add("Squeeze", inputs[0], axes)
 
 
+def _split(writer: _Writer, node: Node, inputs: list[Any]) -> str:
+    """Equal parts: the first goes by the node's name, the others by that and their number."""
+    first = writer.add("Split", inputs[0], axis=inputs[1])
+    writer.producers[first].output.extend(f"{first}_{part}" for part in range(1, inputs[2]))
+    return first
+
+
 def _axes(writer: _Writer, node: onnx.NodeProto) -> tuple[int, ...]:
     return tuple(writer.constants[node.input[1]].tolist())
 
@@ -151,16 +164,20 @@ _WRITERS: dict[str, Callable[[_Writer, Node, list[Any]], str]] = {
     "BatchMatMul": _batch_product,
     "BiasAdd": _bias,
     "Conv2D": _convolution,
+    "Concat": lambda w, n, x: w.add("Concat", *x[0], axis=x[1]),
     "ExpandDims": lambda w, n, x: w.add("Unsqueeze", x[0], _indices(x[1])),
     "Gather": lambda w, n, x: w.add("Gather", x[0], x[1], axis=x[2]),
     "LayerNorm": _layer_norm,
     "MaskedFill": lambda w, n, x: w.add("Where", x[1], x[2], x[0]),
     "MatMul": lambda w, n, x: w.add("Gemm", x[0], x[1], transA=int(x[2]), transB=int(x[3])),
     "MaxPool3D": _max_pool_3d,
+    "ReLU6": lambda w, n, x: w.add("Clip", x[0], 0.0, 6.0),
     "ReduceMean": lambda w, n, x: w.add("ReduceMean", x[0], axes=_indices(x[1]), keepdims=int(x[2])),
     "Reshape": lambda w, n, x: w.add("Reshape", x[0], x[1]),
+    "Split": _split,
     "Squeeze": _squeeze,
     "SumExt": lambda w, n, x: w.add("ReduceSum", x[0], _indices(x[1]), keepdims=int(x[2])),
+    "TupleGetItem": lambda w, n, x: f"{x[0]}_{x[1]}",
 }
 
 
@@ -192,7 +209,7 @@ def _needed(nodes: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
     """The nodes that the output depends on, in their order."""
     wanted, kept = {output}, []
     for node in reversed(nodes):
-        if node.output[0] in wanted:
+        if wanted.intersection(node.output):
             wanted.update(node.input)
             kept.append(node)
     return kept[::-1]

@@ -43,9 +43,11 @@ class ShuffleBlock(nn.Cell):
         if self.strided:
             a, b = self.branch1(x), self.branch2(x)
         else:
-            a, b = x[:, : self.half], self.branch2(x[:, self.half :])
+            a, b = ops.split(x, self.half, 1)  # the gradient of slices would be padded with zeros and added
+            b = self.branch2(b)
         # Channels a0, b0, a1, b1, ...: what torchvision's shuffle of their concatenation gives, without a transpose.
-        return ops.stack((a, b), 2).reshape(-1, 2 * self.half, a.shape[2], a.shape[3])
+        pairs = ops.cat((a.expand_dims(2), b.expand_dims(2)), 2)
+        return pairs.reshape(-1, 2 * self.half, a.shape[2], a.shape[3])
 
 
 class ShuffleNetV2(ImageClassifier):
