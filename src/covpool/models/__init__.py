@@ -1,6 +1,6 @@
 """Networks for image classification with any pooling."""
 
-from covpool.models import mobilenet_v2, resnet, shufflenet_v2  # noqa: F401 - they register their networks
+from covpool.models import deit, mobilenet_v2, resnet, shufflenet_v2, swin  # noqa: F401 - they register their networks
 from covpool.models.classifier import ImageClassifier
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.freezing import freeze

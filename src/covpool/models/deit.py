@@ -13,21 +13,10 @@ from mindspore.common.initializer import Normal, initializer
 
 from covpool.models.registry import register_model
 from covpool.models.token_head import TokenClassifier
-from covpool.models.transformer import Block, layer_norm, patch_convolution, resize_grid_matrix
+from covpool.models.transformer import Block, PatchEmbed, layer_norm, resize_grid_matrix
 
 _EPS = 1e-6
 _POSITIONS = "pos_embed"
-
-
-class PatchEmbed(nn.Cell):
-    """Images (N, in_channels, H, W) to patches (N, embed_dim, H / patch_size, W / patch_size)."""
-
-    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = patch_convolution(in_channels, embed_dim, patch_size)
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.proj(x)
 
 
 class DeiT(TokenClassifier):
@@ -77,9 +66,7 @@ class DeiT(TokenClassifier):
         positions = (1, 1 + math.prod(self.grid), embed_dim)
         self.pos_embed = ms.Parameter(initializer(Normal(0.02), positions), name=_POSITIONS)
         self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
-        self.blocks = nn.SequentialCell(
-            [Block(embed_dim, num_heads, mlp_ratio, qkv_bias, _EPS) for _ in range(depth)]
-        )
+        self.blocks = nn.SequentialCell([Block(embed_dim, num_heads, mlp_ratio, qkv_bias, _EPS) for _ in range(depth)])
         self.norm = layer_norm(embed_dim, _EPS)
         self.build_token_head(embed_dim, pooling, reduction_dim, num_classes, pooling_args)
 
@@ -96,13 +83,11 @@ class DeiT(TokenClassifier):
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to tokens (N, 1 + L, embed_dim), the class token first, normalised."""
         grid = patch_grid(x.shape[2], x.shape[3], self.patch_size)
-        x = self.patch_embed(x)
         length, width = grid[0] * grid[1], self.num_features
-        patches = x.reshape(-1, width, length).swapaxes(1, 2)
         positions = self.pos_embed[:, 1:]
         if grid != self.grid:
             positions = ops.matmul(_resizing(self.grid, grid), positions[0]).expand_dims(0)
-        patches = patches + positions
+        patches = self.patch_embed(x) + positions
         # Zeros of the batch's own size: a token that is repeated a fixed number of times would close an exported batch.
         first = ops.zeros_like(patches[:, :1]) + (self.cls_token + self.pos_embed[:, :1])
         tokens = ops.concat((first, patches), 1).reshape(-1, width)

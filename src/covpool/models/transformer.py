@@ -39,6 +39,26 @@ def patch_convolution(in_channels: int, out_channels: int, patch_size: int) -> n
     )
 
 
+class PatchEmbed(nn.Cell):
+    """Images (N, in_channels, H, W) to one token a patch, (N, L, channels), row by row.
+
+    Args:
+        in_channels: Channels of the images.
+        channels: Numbers per token.
+        patch_size: Height and width of a patch, in pixels.
+        norm_eps: Of the layer normalisation after it; None for none.
+    """
+
+    def __init__(self, in_channels: int, channels: int, patch_size: int, norm_eps: Optional[float] = None) -> None:
+        super().__init__()
+        self.proj = patch_convolution(in_channels, channels, patch_size)
+        self.norm = nn.Identity() if norm_eps is None else layer_norm(channels, norm_eps)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        x = self.proj(x)
+        return self.norm(x.reshape(-1, x.shape[1], x.shape[2] * x.shape[3]).swapaxes(1, 2))
+
+
 class Gelu(nn.Cell):
     """GELU by the error function, any shape. MindSpore's own operator takes twice as long on CPU."""
 
@@ -87,14 +107,15 @@ class Attention(nn.Cell):
         Args:
             x: Tokens (R, channels), R a multiple of ``length``.
             length: Tokens of a group.
-            bias: What is added to the products of queries and keys, (G, heads, length, length): for G groups in turn.
+            bias: What is added to the products of queries and keys, (1 or G, heads, length, length): the same for all
+                groups, or for G groups in turn.
         """
         heads = self.num_heads
         # The third axis is (q, k, v) x heads: one transposition that keeps rows together, the fastest on CPU.
         qkv = self.qkv(x).reshape(-1, length, 3 * heads, self.head_dim).transpose(0, 2, 1, 3)
         weights = self.product_t(qkv[:, :heads] * self.head_dim**-0.5, qkv[:, heads : 2 * heads])
         if bias is not None:
-            weights = weights.reshape(-1, *bias.shape) + bias
+            weights = weights.reshape(-1, bias.shape[0], heads, length, length) + bias
             weights = weights.reshape(-1, heads, length, length)
         y = self.product(ops.softmax(weights, -1), qkv[:, 2 * heads :])
         return self.proj(y.transpose(0, 2, 1, 3).reshape(-1, heads * self.head_dim))

@@ -1,0 +1,96 @@
+"""A network here and its counterpart in PyTorch: the same weights, then outputs, gradients and steps of both."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import mindspore as ms
+import numpy as np
+import torch
+from mindspore import nn, ops
+
+from covpool.checkpoints import convert_state_dict, load_into
+from covpool.training.recipe import build_optimizer, parameter_groups
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def same_weights(cell: nn.Cell, module: torch.nn.Module, seed: int = 0) -> None:
+    """Give both the same lively weights: normalisations that do something, biases that are not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    load_into(cell, convert_state_dict(state))
+
+
+def images(size: int | tuple[int, int], batch: int = 2, seed: int = 0) -> np.ndarray:
+    height, width = (size, size) if isinstance(size, int) else size
+    return np.random.default_rng(seed).standard_normal((batch, 3, height, width)).astype(np.float32)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest entry."""
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def output_error(cell: nn.Cell, module: Forward, x: np.ndarray) -> float:
+    with torch.no_grad():
+        expected = module(torch.tensor(x)).numpy()
+    return relative(cell(ms.Tensor(x)).asnumpy(), expected)
+
+
+def gradient_errors(cell: nn.Cell, module: torch.nn.Module, x: np.ndarray) -> dict[str, float]:
+    """Of every parameter, for a loss that weighs every output differently; over the largest entry of its gradient."""
+    weights = np.random.default_rng(1).standard_normal((len(x), cell.num_classes)).astype(np.float32)
+    (module(torch.tensor(x)) * torch.tensor(weights)).sum().backward()
+    # The bias of keys moves all logits of an attention alike: its gradient is 0 but for rounding.
+    expected = convert_state_dict({name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None})
+
+    def loss(x: ms.Tensor) -> ms.Tensor:
+        return (cell(x) * ms.Tensor(weights)).sum()
+
+    parameters = [p for p in cell.trainable_params() if p.name in expected]
+    gradients = ms.value_and_grad(loss, None, parameters)(ms.Tensor(x))[1]
+    assert {p.name for p in parameters} == set(expected)
+    return {p.name: relative(g.asnumpy(), expected[p.name].asnumpy()) for p, g in zip(parameters, gradients)}
+
+
+def steps_error(cell: nn.Cell, module: torch.nn.Module, x: np.ndarray, steps: int = 10, rate: float = 0.02) -> float:
+    """Steps of SGD with momentum in both, with the weight decay of this project's recipe; error of the last outputs."""
+    labels = np.arange(len(x)) % cell.num_classes
+    groups = parameter_groups(list(cell.trainable_params()), 0.05)
+    decayed = {p.name for p in groups[0]["params"]}
+    named = [(next(iter(convert_state_dict({n: p.detach().numpy()}))), p) for n, p in module.named_parameters()]
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for name, p in named if name in decayed], "weight_decay": 0.05},
+            {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
+        ],
+        lr=rate,
+        momentum=0.9,
+    )
+    ours = build_optimizer(list(cell.trainable_params()), np.full(steps, rate, np.float32), weight_decay=0.05)
+    step = nn.TrainOneStepCell(nn.WithLossCell(cell, nn.CrossEntropyLoss()), ours).set_train()
+    for index in range(steps):
+        batch = images(x.shape[2:], len(x), seed=index)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(torch.tensor(batch)), torch.tensor(labels)).backward()
+        optimizer.step()
+        step(ms.Tensor(batch), ms.Tensor(labels, ms.int32))
+    cell.set_train(False)
+    return output_error(cell, module, x)
+
+
+def count(cell: nn.Cell) -> int:
+    return sum(p.size for p in cell.get_parameters() if not p.name.endswith("counter"))
+
+
+def sum_of_squares_gradients(cell: nn.Cell, x: np.ndarray) -> dict[str, np.ndarray]:
+    def loss(x: ms.Tensor) -> ms.Tensor:
+        return ops.square(cell(x)).sum()
+
+    gradients = ms.value_and_grad(loss, None, cell.trainable_params())(ms.Tensor(x))[1]
+    return {p.name: g.asnumpy() for p, g in zip(cell.trainable_params(), gradients)}
