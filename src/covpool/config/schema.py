@@ -201,6 +201,7 @@ class Config:
     pre_trained: str = _checkpoints(
         "", "Checkpoint to start from; another number of classes skips the classifier.", path=True
     )
+    fine_tune: bool = _checkpoints(False, "Warn of a training without pre_trained: the recipe is for given weights.")
     resume_ckpt: str = _checkpoints("", "Checkpoint to resume from, or auto: the newest in output_path.", path=True)
 
     mode_name: str = _run(

@@ -78,6 +78,11 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         weights = read_weights(Path(config.pre_trained))
         start_from(network, weights, architecture(config), state.about["class_names"])
         config = with_transform(config, weights, world, keys=("mean", "std"))
+    elif config.fine_tune:
+        logger.warning(
+            "this recipe is for pre-trained weights (--pre_trained=FILE), and there are none: for a training from "
+            "scratch take config/own_images.yaml"
+        )
     state.about = description(config, train)
     model = build_step(config, network, optimizer, world)
     plan = Plan(config.epoch_size, steps, rates, config.batch_size * world.size, config.log_interval)
