@@ -40,6 +40,28 @@ def save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
+def name_axes(axes: Any, ylabel: str, xlabel: str = "epoch") -> None:
+    """Name the axes of curves over epochs and draw a grid."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plot_band(axes: Any, index: int, label: str, x: Sequence[float], mean: Any, low: Any, high: Any) -> None:
+    """Draw the series with this number: its mean, with a band from ``low`` to ``high``."""
+    look = style(index)
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    axes.plot(x, mean, label=label, **look)
+
+
+def legend_below(figure: Any, axes: Any, columns: int) -> None:
+    """One legend below all panels of a figure, of the series in one of them."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=4)
+
+
 def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the epoch records of ``metrics.jsonl``; without any, nothing is written.
 
@@ -50,8 +72,6 @@ def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
     """
     if not epochs:
         return
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(11, 3.4)
     loss, accuracy, rate = figure.subplots(1, 3)
     evaluated = [e for e in epochs if "eval_loss" in e]
@@ -65,9 +85,7 @@ def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
     loss.legend()
     rate.plot(x, [e["learning_rate"] for e in epochs], "-o", ms=3)
     for axes, name in ((loss, "loss (cross entropy)"), (accuracy, "accuracy (%)"), (rate, "learning rate")):
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        name_axes(axes, name)
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from covpool.errors import UserError
 from covpool.plots import plot_curves
-from covpool.research.compare_runs import comparison_table, plot_comparison, read_epochs
+from covpool.research.tables import comparison_table, plot_comparison, read_epochs
 
 RECORDS = [
     {"kind": "step", "epoch": 1, "step": 5, "loss": 2.0},

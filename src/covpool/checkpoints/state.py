@@ -110,8 +110,8 @@ class TrainingState:
     def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Position:
         """Set network and optimiser to what a checkpoint holds; where to go on.
 
-        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch. UserError: it is
-        of other classes, another network or optimiser, or from within an epoch of another length.
+        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch. UserError: of
+        other classes, another network or optimiser, or from within an epoch of another length.
         """
         if difference := other_classes(checkpoint, self.about.get("class_names", ())):
             raise UserError(f"{checkpoint.path} does not fit the classes of the data: {difference}")

@@ -18,7 +18,7 @@ from mindspore import nn
 
 from covpool.checkpoints.format import Checkpoint, read_checkpoint, save_checkpoint
 from covpool.errors import UserError
-from covpool.runtime.files import read_text, remove_leftovers, whole_file, write_json
+from covpool.runtime.files import os_errors_as, read_text, remove_leftovers, whole_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -191,11 +191,8 @@ class CheckpointStore:
 
     def _copy_as_best(self, entry: Mapping[str, Any]) -> None:
         path = self.folder / BEST
-        try:
-            with whole_file(path) as temporary:
-                shutil.copyfile(self.folder / entry["file"], temporary)
-        except OSError as error:
-            raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+        with os_errors_as(f"cannot write the checkpoint {path}"), whole_file(path) as temporary:
+            shutil.copyfile(self.folder / entry["file"], temporary)
 
     def newest_valid(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning. None if there is none.
@@ -295,13 +292,11 @@ class CheckpointStore:
 
     def _write_index(self) -> None:
         last = self._entries[-1]["file"] if self._entries else None
-        try:
+        with os_errors_as(f"cannot write {self._index_path}"):
             if self._damaged:
                 self._index_path.replace(self._aside())
                 self._damaged = False
             write_json(self._index_path, {"last": last, "best": self._best, "checkpoints": self._entries})
-        except OSError as error:
-            raise UserError(f"cannot write {self._index_path}: {error.strerror or error}") from error
 
     def _aside(self) -> Path:
         """A free name for a damaged index."""

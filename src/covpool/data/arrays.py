@@ -22,20 +22,10 @@ import numpy as np
 
 from covpool.data.sources import Source, frozen
 from covpool.errors import UserError
-from covpool.runtime.files import open_regular, read_bytes
+from covpool.runtime.files import open_regular, os_errors_as, read_bytes
 
-FASHION_MNIST_CLASSES = (
-    "t-shirt_top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle_boot",
-)
+_NAMES = "t-shirt_top trouser pullover dress coat sandal shirt sneaker bag ankle_boot"
+FASHION_MNIST_CLASSES = tuple(_NAMES.split())
 # Over all pixels of the 60 000 training images, 1 = white. covpool fashion-mnist --raw prints them.
 FASHION_MNIST_MEAN = (0.2860,)
 FASHION_MNIST_STD = (0.3530,)
@@ -182,10 +172,8 @@ def open_cifar10(folder: Path, split: str) -> ArraySource:
 def _read_batch(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"no file {path} (CIFAR-10 is read in its binary version, cifar-10-binary.tar.gz)")
-    try:
+    with os_errors_as(f"cannot read {path}"):
         values = np.frombuffer(read_bytes(path), np.uint8)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not values.size or values.size % _RECORD:
         raise UserError(f"{path} is damaged: {values.size} bytes are no multiple of {_RECORD}")
     return values.reshape(-1, _RECORD)

@@ -11,16 +11,16 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from covpool.data.decoding import EXTENSIONS, printable
-from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, frozen
+from covpool.data.sources import Source, frozen
 from covpool.errors import UserError
-from covpool.runtime.files import read_bytes, read_text, write_text
+from covpool.runtime.files import os_errors_as, read_bytes, read_text, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,25 +98,31 @@ def open_image_folder(
             name: [file for file, held in zip(files, _held_out(name, files, val_fraction)) if held == (split == "val")]
             for name, files in members.items()
         }
-    index_of = {name: index for index, name in enumerate(train_classes)}
-    unknown = [name for name in members if name not in index_of]
+    unknown = [name for name in members if name not in train_classes]
     if unknown:
         raise UserError(
             f"{folder / place}: {len(unknown)} class folder(s) that {folder / 'train'} does not have, "
             f"first {unknown[0]!r}"
         )
-    files = [os.fsencode(f"{name}/{file}") for name, inside in members.items() for file in inside]
-    if not files:
+    source = listed_source(str(folder), split, train_classes, folder / place, members)
+    if not source.num_samples:
         raise UserError(f"no image in the class folders of {folder / place}")
-    labels = np.repeat([index_of[name] for name in members], [len(inside) for inside in members.values()])
+    return source
+
+
+def listed_source(
+    name: str, split: str, classes: Sequence[str], root: Path, members: Mapping[str, Sequence[str]]
+) -> FolderSource:
+    """The source of these files, by class, below ``root``."""
+    index_of = {label: index for index, label in enumerate(classes)}
+    labels = np.repeat([index_of[label] for label in members], [len(files) for files in members.values()])
+    files = [os.fsencode(f"{label}/{file}") for label, inside in members.items() for file in inside]
     return FolderSource(
-        name=str(folder),
+        name=name,
         split=split,
-        class_names=tuple(train_classes),
+        class_names=tuple(classes),
         labels=frozen(labels.astype(np.int32)),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        root=folder / place,
+        root=root,
         files=frozen(np.asarray(files, dtype=bytes)),
     )
 
@@ -176,11 +182,8 @@ def image_names(folder: Path, may_be_empty: bool = False) -> list[str]:
 
 def visible(folder: Path) -> list[os.DirEntry[str]]:
     """What a folder holds, without names that begin with a dot; UserError if it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"cannot list {printable(folder)}: {error.strerror or error}") from error
+    with os_errors_as(f"cannot list {printable(folder)}"), os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def leads_nowhere(entry: os.DirEntry[str]) -> bool:
@@ -207,10 +210,8 @@ def write_image_list(path: Path, images: Iterable[str], comment: str = "") -> No
     """Write a list of paths ``<split>/<class>/<file>``, as ``os.fsdecode`` gives them, whole or not at all."""
     lines = [f"# {comment}"] if comment else []
     text = "".join(f"{line}\n" for line in [*lines, *map(format_line, images)])
-    try:
+    with os_errors_as(f"cannot write {path}"):
         write_text(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_image_list(path: Path) -> dict[str, dict[str, list[str]]]:

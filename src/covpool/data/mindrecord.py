@@ -29,7 +29,7 @@ from urllib.parse import quote
 import numpy as np
 
 from covpool.data.decoding import printable
-from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, frozen
+from covpool.data.sources import Source, frozen
 from covpool.errors import UserError
 from covpool.runtime.files import open_regular
 
@@ -133,8 +133,6 @@ def open_mindrecord(folder: Path, split: str) -> MindRecordSource:
         split=split,
         class_names=header.class_names,
         labels=frozen(labels[order].astype(np.int32)),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
         shards=shards,
         files=frozen(files[order]),
         shard_of=frozen(shard_of[order]),

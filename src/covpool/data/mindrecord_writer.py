@@ -16,7 +16,7 @@ from covpool.data.image_folder import FolderSource
 from covpool.data.mindrecord import COLUMNS, MAX_SHARDS, PAGE_SIZES, open_mindrecord
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
-from covpool.runtime.files import mode_of_new_file
+from covpool.runtime.files import mode_of_new_file, os_errors_as
 
 _CHUNK_BYTES = 64 << 20
 DEFAULT_SHARD_BYTES = 1 << 30
@@ -117,7 +117,5 @@ def _row(source: FolderSource, index: int) -> dict[str, Any]:
 
 
 def _size(path: Path) -> int:
-    try:
+    with os_errors_as(f"cannot read image {path}"):
         return path.stat().st_size
-    except OSError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror or error}") from error

@@ -28,8 +28,8 @@ class Source(ABC):
     split: str  # ``"train"`` or ``"val"``
     class_names: tuple[str, ...]  # name of every class; the position is the class index
     labels: np.ndarray  # class index per image, int32, shape (n,), read-only
-    mean: tuple[float, ...]  # mean per channel of the data set, 1 = full scale
-    std: tuple[float, ...]  # standard deviation per channel
+    mean: tuple[float, ...] = IMAGENET_MEAN  # mean per channel of the data set, 1 = full scale
+    std: tuple[float, ...] = IMAGENET_STD  # standard deviation per channel
     max_pixels: int = MAX_PIXELS  # encoded images of more pixels are not decoded: they would fill the memory
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 from covpool.data.sources import Source
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
-from covpool.runtime.files import read_text, write_json
+from covpool.runtime.files import os_errors_as, read_text, write_json
 
 _CHUNK = 64  # images that a thread takes at once
 
@@ -68,10 +68,8 @@ def usable(
     if len(bad) == count:
         raise UserError(f"none of the {count} {source.split} images can be used, first: {problems[0]}")
     if cache is not None and rank == 0 and not known and not any(p.startswith("cannot read") for p in problems):
-        try:
+        with os_errors_as(f"cannot write {cache}"):
             write_json(cache, {"stamp": stamp, "num_samples": count, "bad": bad.tolist(), "problems": problems})
-        except OSError as error:
-            raise UserError(f"cannot write {cache}: {error.strerror or error}") from error
     return (source.subset(np.setdiff1d(np.arange(count), bad).tolist()) if len(bad) else source), problems
 
 

@@ -66,16 +66,13 @@ class Evaluation:
         """Plain values for JSON: accuracy by class, and the confusion matrix, where there is one, by ``classes``."""
         names = all_names(class_names, len(self.total))
         matrix = {} if self.confusion is None else {"classes": names, "confusion_matrix": self.confusion.tolist()}
+        found = [(name, hit, n) for name, hit, n in zip(names, self.correct, self.total) if n]
         return {
             "top_1_accuracy": self.top_1,
             "top_5_accuracy": self.top_5,
             "loss": self.loss if np.isfinite(self.loss) else None,
             "num_samples": self.num_samples,
-            "per_class": {
-                name: {"top_1_accuracy": float(hit / n), "num_samples": int(n)}
-                for name, hit, n in zip(names, self.correct, self.total)
-                if n
-            },
+            "per_class": {name: {"top_1_accuracy": float(hit / n), "num_samples": int(n)} for name, hit, n in found},
             **matrix,
         }
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
-from tqdm import tqdm
 
 from covpool.build import architecture, build_dataset, build_model, build_source, image_transform, with_checkpoint
 from covpool.checkpoints.format import load_network, other_classes, read_checkpoint
@@ -17,8 +15,9 @@ from covpool.config import Config
 from covpool.data.decoding import printable
 from covpool.errors import UserError
 from covpool.evaluation.evaluate import describe_mistakes, describe_overflow, evaluate, numpy_batches, write_report
+from covpool.runtime.command import progress_bar, shows_bar
 from covpool.runtime.distributed import World
-from covpool.runtime.files import check_writable, write_json
+from covpool.runtime.files import check_writable, os_errors_as, write_json
 
 Show = Optional[Callable[[dict[str, Any]], None]]
 
@@ -60,9 +59,9 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
         )
     started = time.monotonic()
     pace = Pace(numpy_batches(build_dataset(config, source, False, world)))
-    batches: Iterable[Any] = pace
-    if world.is_main:
-        batches = _with_bar(pace, -(-source.num_samples // (config.batch_size * world.size)), config.progress)
+    total = -(-source.num_samples // (config.batch_size * world.size))
+    shown = world.is_main and shows_bar(config.progress)
+    batches = progress_bar(pace, total, "evaluation", "batch", shown=shown)
     result = evaluate(network, batches, config.num_classes, config.batch_size, world)
     seconds = time.monotonic() - started
     values = {
@@ -80,10 +79,8 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
     }
     deliver(values, config, world, show, describe_overflow(network, result, source))
     if world.is_main and config.report_path:
-        try:
+        with os_errors_as(f"cannot write report_path {config.report_path}"):
             write_report(Path(config.report_path), result, source)
-        except OSError as error:
-            raise UserError(f"cannot write report_path {config.report_path}: {error.strerror or error}") from error
     return values
 
 
@@ -105,17 +102,10 @@ def deliver(values: dict[str, Any], config: Config, world: World, show: Show, pr
     if world.is_main and show is not None:
         show(values)
     if world.is_main and config.result_path:
-        try:
+        with os_errors_as(f"cannot write result_path {config.result_path}"):
             write_json(config.result_path, values)
-        except OSError as error:
-            raise UserError(f"cannot write result_path {config.result_path}: {error.strerror or error}") from error
     if problem:
         raise UserError(f"the result means nothing: {problem}")
-
-
-def _with_bar(batches: Iterable[Any], total: int, progress: str) -> Iterator[Any]:
-    shown = progress == "bar" or (progress == "auto" and sys.stderr.isatty())
-    yield from tqdm(batches, total=total, desc="evaluation", unit="batch", disable=not shown, leave=False)
 
 
 class Pace:

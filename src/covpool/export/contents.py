@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from mindspore.train import mind_ir_pb2
 
 from covpool.errors import UserError
+from covpool.runtime.files import os_errors_as
 
 # Field 1000, of 64 bytes: the SHA-256 of the name's ending and all before it, in hexadecimal digits; with the ending a
 # file of one format is not taken for one of the other.
@@ -37,10 +38,8 @@ def read_sealed(path: Path) -> bytes:
     """
     if not path.is_file():
         raise UserError(f"no exported file at {path}")
-    try:
+    with os_errors_as(f"cannot read {path}"):
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     body, field = content[:-_LENGTH], content[-_LENGTH:]
     if field != _field(path, body):
         raise UserError(f"{path} is damaged or not a file of export.py: its checksum is missing or wrong")

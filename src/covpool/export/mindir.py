@@ -15,6 +15,7 @@ from mindspore.train import mind_ir_pb2
 
 from covpool.errors import UserError
 from covpool.export.contents import checked_mindir, read_sealed, seal
+from covpool.runtime.files import os_errors_as
 
 # Above it MindSpore writes a folder of several files in place of one.
 LARGEST = 2**30
@@ -40,10 +41,8 @@ def write_graph(network: nn.Cell, images: ms.Tensor, path: Path, **options: Any)
     if size > LARGEST:
         raise UserError(f"the network holds {size / 2**30:.1f} GiB; an exported file takes {LARGEST / 2**30:g} GiB")
     network.set_train(False)
-    try:
+    with os_errors_as(f"cannot write {path}"):
         ms.export(network, images, file_name=str(path), file_format="MINDIR", **options)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class MindIRModel:

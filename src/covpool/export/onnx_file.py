@@ -16,6 +16,7 @@ from mindspore import nn
 from covpool.errors import UserError
 from covpool.export.contents import messages, read_sealed, refused, seal
 from covpool.export.mindir import first_line, read_graph, write_graph
+from covpool.runtime.files import os_errors_as
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}
 
@@ -48,11 +49,9 @@ def write_onnx(network: nn.Cell, path: Path, shape: tuple[int, int, int], about:
     )
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(model, full_check=True)
-    try:
+    with os_errors_as(f"cannot write {path}"):
         path.write_bytes(model.SerializeToString())
         seal(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class OnnxModel:

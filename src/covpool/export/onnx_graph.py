@@ -21,6 +21,7 @@ _PLAIN = {
     "Add": "Add",
     "Div": "Div",
     "Equal": "Equal",
+    "Erf": "Erf",
     "Exp": "Exp",
     "Greater": "Greater",
     "Less": "Less",
@@ -155,10 +156,25 @@ def _axes(writer: _Writer, node: onnx.NodeProto) -> tuple[int, ...]:
     return tuple(writer.constants[node.input[1]].tolist())
 
 
+def _strided_slice(writer: _Writer, node: Node, inputs: list[Any]) -> str:
+    """Parts of axes; one whose end is open, such as the images of a batch, stays so."""
+    x, begin, end, steps, begin_mask, end_mask, *others = inputs
+    if any(others) or any(step != 1 for step in steps):
+        raise UserError("a slice with steps, new axes or single places cannot be written as ONNX")
+    starts = [0 if begin_mask >> axis & 1 else value for axis, value in enumerate(begin)]
+    ends = [_END if end_mask >> axis & 1 else value for axis, value in enumerate(end)]
+    axes = tuple(axis for axis in range(len(starts)) if (starts[axis], ends[axis]) != (0, _END))
+    if not axes:
+        return x
+    return writer.add("Slice", x, tuple(starts[a] for a in axes), tuple(ends[a] for a in axes), axes)
+
+
 def _layer_norm(writer: _Writer, node: Node, inputs: list[Any]) -> str:
     x, gamma, beta, axis, _, epsilon = inputs
     return writer.add("LayerNormalization", x, gamma, beta, axis=axis, epsilon=epsilon)
 
+
+_END = 2**31 - 1  # of an axis, whatever its length
 
 _WRITERS: dict[str, Callable[[_Writer, Node, list[Any]], str]] = {
     "BatchMatMul": _batch_product,
@@ -175,8 +191,11 @@ _WRITERS: dict[str, Callable[[_Writer, Node, list[Any]], str]] = {
     "ReduceMean": lambda w, n, x: w.add("ReduceMean", x[0], axes=_indices(x[1]), keepdims=int(x[2])),
     "Reshape": lambda w, n, x: w.add("Reshape", x[0], x[1]),
     "Split": _split,
+    "Softmax": lambda w, n, x: w.add("Softmax", x[0], axis=_indices(x[1])[0]),
     "Squeeze": _squeeze,
+    "StridedSlice": _strided_slice,
     "SumExt": lambda w, n, x: w.add("ReduceSum", x[0], _indices(x[1]), keepdims=int(x[2])),
+    "Transpose": lambda w, n, x: w.add("Transpose", x[0], perm=x[1]),
     "TupleGetItem": lambda w, n, x: f"{x[0]}_{x[1]}",
 }
 

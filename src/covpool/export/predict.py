@@ -19,7 +19,7 @@ from covpool.data import ImageTransform
 from covpool.data.image_folder import EXTENSIONS, FolderSource
 from covpool.errors import UserError
 from covpool.export.run import ExportedModel, open_exported, transformed
-from covpool.runtime.files import whole_file, write_json
+from covpool.runtime.files import os_errors_as, whole_file, write_json
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], problems: M
     Raises:
         UserError: The file cannot be written, or what the predictions raise.
     """
-    try:
+    with os_errors_as(f"cannot write {path}"):
         if path.suffix == ".json":
             found = [
                 {"file": str(p.image), "classes": list(p.classes), "probabilities": list(p.probabilities)}
@@ -184,5 +184,3 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], problems: M
                     pairs = ([f"class_{i}", f"probability_{i}"] for i in range(1, len(p.classes) + 1))
                     rows.writerow(["file", *(name for pair in pairs for name in pair)])
                 rows.writerow([p.image, *(value for pair in zip(p.classes, p.probabilities) for value in pair)])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

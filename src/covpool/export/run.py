@@ -21,7 +21,7 @@ from covpool.export.folding import fold_batch_norm
 from covpool.export.mindir import MindIRModel, first_line, write_mindir
 from covpool.export.onnx_file import OnnxModel, write_onnx
 from covpool.runtime.distributed import exact_convolutions
-from covpool.runtime.files import whole_file
+from covpool.runtime.files import os_errors_as, whole_file
 
 
 class ExportedModel(Protocol):
@@ -118,17 +118,14 @@ def export_network(
             f"folding the batch normalisations changes the features by {folding_difference:.2e} of their norm, "
             f"over {FOLDING_TOLERANCE}"
         )
-    try:
-        with whole_file(path) as temporary:
-            chosen.write(folded, temporary, (channels, height, width), about)
-            difference = _compare(chosen.load(temporary, "CPU"), images, expected)
-            if not difference <= FILE_TOLERANCE:
-                raise UserError(
-                    f"the exported file differs from the network by {difference:.2e} of the largest logit, over "
-                    f"{FILE_TOLERANCE}"
-                )
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with os_errors_as(f"cannot write {path}"), whole_file(path) as temporary:
+        chosen.write(folded, temporary, (channels, height, width), about)
+        difference = _compare(chosen.load(temporary, "CPU"), images, expected)
+        if not difference <= FILE_TOLERANCE:
+            raise UserError(
+                f"the exported file differs from the network by {difference:.2e} of the largest logit, over "
+                f"{FILE_TOLERANCE}"
+            )
     return Exported(path, difference, folding_difference)
 
 

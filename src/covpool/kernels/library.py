@@ -13,7 +13,7 @@ from pathlib import Path
 
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
-from covpool.runtime.files import open_regular, remove_leftovers, whole_file
+from covpool.runtime.files import open_regular, os_errors_as, remove_leftovers, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
     for source in sorted(_SOURCES.iterdir()):
         digest.update(source.read_bytes())
     library = folder / f"kernels-{digest.hexdigest()[:16]}.so"
-    try:
+    with os_errors_as(f"cannot keep compiled kernels in {folder}"):
         _own_folder(folder)
         if _is_as_made(library):
             return library
@@ -83,8 +83,6 @@ def compile_kernels(folder: Path | None = None) -> Path:
             content = made.read_bytes()
             made.write_bytes(content + hashlib.sha256(content).digest())  # the loader passes over what follows
         library.chmod(0o644)
-    except OSError as error:
-        raise UserError(f"cannot keep compiled kernels in {folder}: {error.strerror or error}") from error
     logger.info("compiled the CPU kernels: %s", library)
     return library
 

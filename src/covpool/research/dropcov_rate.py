@@ -15,7 +15,7 @@ from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import load_config
 from covpool.errors import UserError
 from covpool.evaluation import numpy_batches
-from covpool.plots import new_figure, save, style
+from covpool.plots import name_axes, new_figure, plot_band, save
 from covpool.pooling.covariance import centred
 from covpool.pooling.dropcov import DropCov
 from covpool.runtime.distributed import World
@@ -69,20 +69,16 @@ def rate_course(run: Path, batches: int = 20, data_path: str = "") -> list[dict[
 
 def plot_rates(courses: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path, title: str) -> None:
     """Rates over epochs: mean over a name's runs, band from the lowest to the highest batch of any of them."""
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(6.5, 3.6)
     axes = figure.subplots()
     for number, (name, runs) in enumerate(courses.items()):
         x = [record["epoch"] for record in runs[0]]
-        look = style(number + 1)
-        low = np.min([[record["rate_min"] for record in run] for run in runs], axis=0)
-        high = np.max([[record["rate_max"] for record in run] for run in runs], axis=0)
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        mean = np.mean([[record["rate"] for record in run] for run in runs], axis=0)
-        axes.plot(x, mean, label=f"{name} (n = {len(runs)})", **look)
-    axes.set(xlabel="epoch (0: before training)", ylabel="adaptive dropout rate", ylim=(-0.02, 1), title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+        low, high, mean = (
+            reduce([[record[key] for record in run] for run in runs], axis=0)
+            for reduce, key in ((np.min, "rate_min"), (np.max, "rate_max"), (np.mean, "rate"))
+        )
+        plot_band(axes, number + 1, f"{name} (n = {len(runs)})", x, mean, low, high)
+    name_axes(axes, "adaptive dropout rate", "epoch (0: before training)")
+    axes.set(ylim=(-0.02, 1), title=title)
     axes.legend(handlelength=3.5)
     save(figure, path)

@@ -139,7 +139,7 @@ def plot_landscape(runs: Mapping[str, Sequence[dict[str, float]]], path: Path, t
     """Both bands over training steps, one panel each; networks differ in colour, hatching and outline."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    from covpool.plots import COLOURS, LINES, new_figure, save
+    from covpool.plots import COLOURS, LINES, legend_below, new_figure, save
 
     figure = new_figure(10, 4.0)
     panels = figure.subplots(1, 2)
@@ -159,8 +159,7 @@ def plot_landscape(runs: Mapping[str, Sequence[dict[str, float]]], path: Path, t
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, handlelength=4)
+    legend_below(figure, panels[0], 4)
     figure.suptitle(title)
     save(figure, path)
 

@@ -22,23 +22,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-CORRUPTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
+_NAMES = """
+    gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur
+    snow frost fog brightness contrast elastic_transform pixelate jpeg_compression
+"""
+CORRUPTIONS = tuple(_NAMES.split())
 SEVERITIES = (1, 2, 3, 4, 5)
 
 # Arguments at severities 1 to 5: those of ImageNet-C, for 224 x 224 pixels, and of CIFAR-10-C, for 32 x 32.

@@ -12,28 +12,12 @@ from covpool.plots import COLOURS, new_figure, save
 from covpool.research.robustness.corruptions import CORRUPTIONS, SEVERITIES
 
 # AlexNet's top-1 error on ImageNet-C, mean over severities, as the released code of Hendrycks & Dietterich has it.
-ALEXNET_ERRORS = dict(
-    zip(
-        CORRUPTIONS,
-        (
-            0.886428,
-            0.894468,
-            0.922640,
-            0.819880,
-            0.826268,
-            0.785948,
-            0.798360,
-            0.866816,
-            0.826572,
-            0.819324,
-            0.564592,
-            0.853204,
-            0.646056,
-            0.717840,
-            0.606500,
-        ),
-    )
-)
+_ALEXNET = """
+    0.886428 0.894468 0.922640 0.819880 0.826268 0.785948 0.798360 0.866816
+    0.826572 0.819324 0.564592 0.853204 0.646056 0.717840 0.606500
+"""
+ALEXNET_ERRORS = dict(zip(CORRUPTIONS, map(float, _ALEXNET.split())))
+_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
 
 def corruption_summary(errors: Mapping[str, Mapping[int, float]]) -> dict[str, Any]:
@@ -85,9 +69,6 @@ def flip_rate(predictions: Sequence[np.ndarray], against_first: bool) -> float:
     return float(np.mean(flips))
 
 
-_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
-
-
 def plot_bars(values: Mapping[str, float], path: Path, title: str) -> None:
     """One network's percentages by name as horizontal bars from top to bottom, each with its number."""
     figure = new_figure(7, 0.8 + 0.26 * len(values))
@@ -101,9 +82,7 @@ def plot_bars(values: Mapping[str, float], path: Path, title: str) -> None:
     save(figure, path)
 
 
-def plot_groups(
-    groups: Mapping[str, Mapping[str, Sequence[float]]], path: Path, ylabel: str, title: str, line: float | None = None
-) -> None:
+def plot_groups(groups: Mapping[str, Mapping[str, Sequence[float]]], path: Path, ylabel: str, title: str) -> None:
     """Several networks side by side: mean over seeds as bars, lowest to highest as whiskers, legible without colour.
 
     ``groups`` is network: name of the bar: one value a seed, with the same names for all networks.
@@ -128,8 +107,6 @@ def plot_groups(
             linewidth=0.4,
             error_kw={"elinewidth": 0.8, "ecolor": "#666666"},
         )
-    if line is not None:
-        axes.axhline(line, color="#666666", linewidth=0.9, linestyle="--")
     axes.set_xticks(places, [name.replace("_", " ") for name in names], rotation=35, ha="right", fontsize=8)
     axes.set(ylabel=ylabel, title=title, xlim=(-0.6, len(names) - 0.4))
     axes.grid(axis="y", alpha=0.3)

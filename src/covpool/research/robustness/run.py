@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import nn
-from tqdm import tqdm
 
 from covpool.build import architecture, build_dataset, build_model, image_transform, with_checkpoint
 from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
@@ -31,6 +29,7 @@ from covpool.research.robustness.sets import (
     read_frames,
     sequences,
 )
+from covpool.runtime.command import progress_bar, shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
 
@@ -61,11 +60,10 @@ class _Job:
         self.problem = self.problem or describe_overflow(self.network, result, source)
         return result
 
-    def bar(self, items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
+    def bar(self, items: Iterable[Any], total: int, unit: str) -> Any:
         """The items, with a progress bar on rank 0."""
-        progress = self.config.progress
-        shown = self.world.is_main and (progress == "bar" or (progress == "auto" and sys.stderr.isatty()))
-        yield from tqdm(items, total=total, desc=self.config.robustness, unit=unit, disable=not shown, leave=False)
+        shown = self.world.is_main and shows_bar(self.config.progress)
+        return progress_bar(items, total, self.config.robustness, unit, shown=shown)
 
 
 class _ClassSubset(nn.Cell):
@@ -169,13 +167,11 @@ def _perturbations(job: _Job) -> dict[str, Any]:
 
 def _logits(job: _Job, images: np.ndarray) -> np.ndarray:
     """Logits (T, K) of images (T, C, H, W)."""
-    size, computed = job.config.batch_size, []
-    for begin in range(0, len(images), size):
-        part = images[begin : begin + size]
-        filled = np.zeros((size, *part.shape[1:]), np.float32)
-        filled[: len(part)] = part
-        computed.append(job.network(ms.Tensor(filled)).asnumpy()[: len(part)])
-    return np.concatenate(computed)
+    size = job.config.batch_size
+    filled = np.zeros((-(-len(images) // size) * size, *images.shape[1:]), np.float32)
+    filled[: len(images)] = images
+    parts = [job.network(ms.Tensor(part)).asnumpy() for part in np.split(filled, len(filled) // size)]
+    return np.concatenate(parts)[: len(images)]
 
 
 def _bars(values: dict[str, Any]) -> dict[str, float]:

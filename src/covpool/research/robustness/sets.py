@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import subprocess
 import warnings
@@ -14,29 +13,21 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from covpool.data.decoding import EXTENSIONS, MAX_PIXELS, decode_image, printable
-from covpool.data.image_folder import FolderSource, class_names, image_names, is_folder, visible
-from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from covpool.data.image_folder import FolderSource, class_names, image_names, is_folder, listed_source, visible
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import CORRUPTIONS
-from covpool.runtime.files import read_bytes, read_text
+from covpool.runtime.files import os_errors_as, read_bytes, read_text
 
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-PERTURBATIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "brightness",
-    "translate",
-    "rotate",
-    "tilt",
-    "scale",
-    "speckle_noise",
-    "gaussian_blur",
-    "spatter",
-    "shear",
-)
+_PERTURBATIONS = """
+    gaussian_noise shot_noise motion_blur zoom_blur snow brightness translate rotate tilt scale
+    speckle_noise gaussian_blur spatter shear
+"""
+PERTURBATIONS = tuple(_PERTURBATIONS.split())
+_FILMS = (".mp4", ".avi", ".mkv", ".webm")
+_SEVERAL = (".gif", ".png", ".webp", ".tif", ".tiff")
+_FORMATS = ("GIF", "PNG", "WEBP", "TIFF")
+_MOST_FRAMES = 10_000
 
 
 def find_folders(root: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -67,27 +58,14 @@ def folder_source(folder: Path, names: Sequence[str], what: str) -> FolderSource
 
     ``what`` is what messages call the set. UserError: a class that the network does not know, or no image.
     """
-    index_of = {name: index for index, name in enumerate(names)}
     present = class_names(folder)
-    unknown = [name for name in present if name not in index_of]
+    unknown = sorted(set(present) - set(names))
     if unknown:
         raise UserError(
             f"{folder}: {unknown[0]!r} is not among the {len(names)} classes of the network"
             + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else "")
         )
-    members = {name: image_names(folder / name) for name in present}
-    files = [os.fsencode(f"{name}/{file}") for name, inside in members.items() for file in inside]
-    labels = np.repeat([index_of[name] for name in members], [len(inside) for inside in members.values()])
-    return FolderSource(
-        name=what,
-        split="val",
-        class_names=tuple(names),
-        labels=labels.astype(np.int32),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        root=folder,
-        files=np.asarray(files, dtype=bytes),
-    )
+    return listed_source(what, "val", names, folder, {name: image_names(folder / name) for name in present})
 
 
 def network_classes(listed: Path | None, in_checkpoint: Sequence[str], folders: Sequence[str], count: int) -> list[str]:
@@ -118,12 +96,6 @@ def network_classes(listed: Path | None, in_checkpoint: Sequence[str], folders: 
     )
 
 
-_FILMS = (".mp4", ".avi", ".mkv", ".webm")
-_SEVERAL = (".gif", ".png", ".webp", ".tif", ".tiff")
-_FORMATS = ("GIF", "PNG", "WEBP", "TIFF")
-_MOST_FRAMES = 10_000
-
-
 def sequences(folder: Path) -> list[Path]:
     """Sequences of a perturbation, PERTURBATION/CLASS/SEQUENCE, each a film, a picture file or a folder; sorted."""
     classes = [Path(entry.path) for entry in visible(folder) if is_folder(entry)]
@@ -145,7 +117,7 @@ def read_frames(path: Path, size: int) -> np.ndarray:
 
     UserError: it cannot be read, has less than two frames, or ffmpeg is not installed.
     """
-    try:
+    with os_errors_as(f"cannot read the sequence {path}"):
         if path.is_dir():
             frames = [
                 _sized(_decoded(entry), size) for entry in sorted(path.iterdir()) if entry.suffix.lower() in EXTENSIONS
@@ -154,8 +126,6 @@ def read_frames(path: Path, size: int) -> np.ndarray:
             frames = list(_read_film(path, size))
         else:
             frames = _read_frames(path, size)
-    except OSError as error:
-        raise UserError(f"cannot read the sequence {path}: {error.strerror or error}") from error
     if len(frames) < 2:
         raise UserError(f"{path} has {len(frames)} frame(s), a sequence needs 2")
     return np.stack(frames)
@@ -194,24 +164,9 @@ def _read_film(path: Path, size: int) -> np.ndarray:
     program = shutil.which("ffmpeg")
     if program is None:
         raise UserError(f"{path}: films are read by the program ffmpeg, which is not there; or unpack them to folders")
-    done = subprocess.run(
-        [
-            program,
-            "-v",
-            "error",
-            "-i",
-            str(path),
-            "-vf",
-            f"scale={size}:{size}",
-            "-f",
-            "rawvideo",
-            "-pix_fmt",
-            "rgb24",
-            "-",
-        ],
-        capture_output=True,
-        check=False,
-    )
+    command = [program, "-v", "error", "-i", str(path), "-vf", f"scale={size}:{size}"]
+    to_bytes = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run([*command, *to_bytes], capture_output=True, check=False)
     if done.returncode:
         raise UserError(f"cannot read the sequence {path}: {done.stderr.decode('utf-8', 'replace').strip()[:200]}")
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3)

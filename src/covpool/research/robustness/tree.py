@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from covpool.data.image_folder import class_names, image_names
 from covpool.data.transforms import trim_long_side
 from covpool.errors import UserError
 from covpool.research.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from covpool.runtime.files import read_bytes, whole_file
+from covpool.runtime.files import os_errors_as, read_bytes, whole_file
 from covpool.runtime.processes import process_pool
 
 
@@ -51,11 +53,10 @@ def write_tree(plan: Plan, images: Sequence[str], workers: int) -> Iterator[int]
     keep their format if it has no loss; others are JPEG of quality 85, as ImageNet-C is. Yields, for every source
     image, how many files were written for it. UserError: an image cannot be read, or a file not be written.
     """
-    for corruption in plan.corruptions:
-        for severity in plan.severities:
-            for label in {path.split("/")[0] for path in images}:
-                (plan.output / corruption / str(severity) / label).mkdir(parents=True, exist_ok=True)
-    write = _Write(plan, frozenset(_shared_names(plan.source, {path.split("/")[0] for path in images})))
+    labels = {path.split("/")[0] for path in images}
+    for corruption, severity, label in itertools.product(plan.corruptions, plan.severities, labels):
+        (plan.output / corruption / str(severity) / label).mkdir(parents=True, exist_ok=True)
+    write = partial(_write_all, plan, frozenset(_shared_names(plan.source, labels)))
     if workers == 1:
         yield from map(write, images)
         return
@@ -74,57 +75,49 @@ def _shared_names(source: Path, labels: Iterable[str]) -> Iterator[str]:
         yield from (name for name, count in counts.items() if count > 1)
 
 
-class _Write:
-    """One source image to all its files; a class, so that it travels to other processes."""
+def _write_all(plan: Plan, shared: frozenset[str], path: str) -> int:
+    """One source image to all its files."""
+    name = _written_as(path)
+    name = path if name in shared else name
+    todo = [
+        (number, corruption, severity)
+        for number, corruption in enumerate(CORRUPTIONS)
+        if corruption in plan.corruptions
+        for severity in plan.severities
+        if not (plan.output / corruption / str(severity) / name).exists()
+    ]
+    if not todo:
+        return 0
+    pixels, mode = _read(plan.source / path, plan.size)
+    for number, corruption, severity in todo:
+        generator = np.random.default_rng([plan.seed, zlib.crc32(os.fsencode(path)), number, severity])
+        result = Image.fromarray(corrupt(pixels, corruption, severity, plan.scale, generator))
+        _write(result.convert(mode), plan.output / corruption / str(severity) / name)
+    return len(todo)
 
-    def __init__(self, plan: Plan, shared: frozenset[str]) -> None:
-        self.plan, self.shared = plan, shared
 
-    def __call__(self, path: str) -> int:
-        plan = self.plan
-        name = _written_as(path)
-        name = path if name in self.shared else name
-        todo = [
-            (number, corruption, severity)
-            for number, corruption in enumerate(CORRUPTIONS)
-            if corruption in plan.corruptions
-            for severity in plan.severities
-            if not (plan.output / corruption / str(severity) / name).exists()
-        ]
-        if not todo:
-            return 0
-        pixels, mode = self._read(plan.source / path)
-        for number, corruption, severity in todo:
-            generator = np.random.default_rng([plan.seed, zlib.crc32(os.fsencode(path)), number, severity])
-            result = Image.fromarray(corrupt(pixels, corruption, severity, plan.scale, generator))
-            self._write(result.convert(mode), plan.output / corruption / str(severity) / name)
-        return len(todo)
+def _read(path: Path, size: int | None) -> tuple[np.ndarray, str]:
+    """Pixels as RGB, and L for a gray image or RGB."""
+    try:
+        with open_image(read_bytes(path)) as opened:
+            mode = "L" if opened.mode in ("1", "L") else "RGB"
+            pixels = load_image(opened)
+    except ImageError as error:
+        raise UserError(f"{error.kind} image {printable(path)}: {error.reason}") from error
+    except OSError as error:
+        raise UserError(f"cannot read image {printable(path)}: {error.strerror or error}") from error
+    image = Image.fromarray(pixels)
+    if size is not None:
+        image = Image.fromarray(trim_long_side(pixels))  # a stripe would become gigabytes
+        factor = round(size / 0.875) / min(image.size)
+        width, height = (max(size, round(side * factor)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = resized.crop((left, top, left + size, top + size))
+    return np.asarray(image), mode
 
-    def _read(self, path: Path) -> tuple[np.ndarray, str]:
-        """Pixels as RGB, and L for a gray image or RGB."""
-        try:
-            with open_image(read_bytes(path)) as opened:
-                mode = "L" if opened.mode in ("1", "L") else "RGB"
-                pixels = load_image(opened)
-        except ImageError as error:
-            raise UserError(f"{error.kind} image {printable(path)}: {error.reason}") from error
-        except OSError as error:
-            raise UserError(f"cannot read image {printable(path)}: {error.strerror or error}") from error
-        image = Image.fromarray(pixels)
-        if self.plan.size is not None:
-            size = self.plan.size
-            image = Image.fromarray(trim_long_side(pixels))  # a stripe would become gigabytes
-            factor = round(size / 0.875) / min(image.size)
-            width, height = (max(size, round(side * factor)) for side in image.size)
-            left, top = (width - size) // 2, (height - size) // 2
-            resized = image.resize((width, height), Image.Resampling.BILINEAR)
-            image = resized.crop((left, top, left + size, top + size))
-        return np.asarray(image), mode
 
-    def _write(self, image: Image.Image, path: Path) -> None:
-        arguments: dict[str, Any] = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
-        try:
-            with whole_file(path, durable=False) as temporary:  # millions of files
-                image.save(temporary, **arguments)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+def _write(image: Image.Image, path: Path) -> None:
+    arguments: dict[str, Any] = {} if path.suffix.lower() in (".png", ".bmp") else {"quality": 85, "optimize": True}
+    with os_errors_as(f"cannot write {path}"), whole_file(path, durable=False) as temporary:  # millions of files
+        image.save(temporary, **arguments)

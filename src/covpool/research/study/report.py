@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covpool.plots import COLOURS, new_figure, save, style
+from covpool.plots import COLOURS, legend_below, name_axes, new_figure, plot_band, save
 from covpool.research import tables
 from covpool.research.study.runner import State
 from covpool.research.study.spec import Group, Run, Study
+from covpool.research.tables import spread, spread_text
 from covpool.runtime.files import write_json, write_text
 
 
@@ -58,17 +59,6 @@ def _typical(epochs: Sequence[Mapping[str, Any]], figure: str) -> float:
     return statistics.median(found) if found else math.nan
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation of the sample and number of values that are numbers; None where there is none."""
-    values = [value for value in values if math.isfinite(value)]
-    return {
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "n": len(values),
-        "values": list(values),
-    }
-
-
 def table(study: Study, groups: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table."""
     heads = ["group", "n", "top-1 (%)", "best top-1 (%)", "training loss"]
@@ -85,14 +75,6 @@ def table(study: Study, groups: Sequence[Mapping[str, Any]]) -> tuple[list[str],
             cells.append(spread_text(reached, 1, 1) + some)
         rows.append([*cells, spread_text(group["train_cpu_s"], 1, 1), spread_text(group["images_per_s"], 1, 0)])
     return heads, rows
-
-
-def spread_text(figure: Mapping[str, Any], factor: float, digits: int) -> str:
-    """A :func:`spread` times a factor: mean ± standard deviation, the mean alone of one value, a dash of none."""
-    if figure["mean"] is None:
-        return "-"
-    mean = f"{factor * figure['mean']:.{digits}f}"
-    return mean if figure["std"] is None else f"{mean} ± {factor * figure['std']:.{digits}f}"
 
 
 def markdown(study: Study, groups: Sequence[Mapping[str, Any]]) -> str:
@@ -130,8 +112,6 @@ def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> li
 
 def plot_study(study: Study, states: Mapping[Run, State], path: Path) -> None:
     """Training loss and top-1 accuracy over epochs: mean of the finished seeds, band from the lowest to the highest."""
-    from matplotlib.ticker import MaxNLocator
-
     figure = new_figure(9, 3.9)
     loss, accuracy = figure.subplots(1, 2)
     drawn = 0
@@ -144,12 +124,9 @@ def plot_study(study: Study, states: Mapping[Run, State], path: Path) -> None:
         _band(accuracy, runs, "top_1_accuracy", index, f"{group.name} (n = {len(runs)})", 100)
     if not drawn:
         return
-    for axes, label in ((loss, "training loss (cross entropy)"), (accuracy, "top-1 accuracy (%)")):
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = accuracy.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, drawn), frameon=False, handlelength=3.5)
+    name_axes(loss, "training loss (cross entropy)")
+    name_axes(accuracy, "top-1 accuracy (%)")
+    legend_below(figure, accuracy, min(4, drawn))
     figure.suptitle(f"{study.title}: mean over seeds, band from lowest to highest")
     save(figure, path)
 
@@ -185,6 +162,4 @@ def _band(
 
     x = sorted(set.intersection(*({e["epoch"] for e in epochs if key in e} for epochs in runs)))
     values = factor * np.array([[e[key] for e in epochs if e["epoch"] in x] for epochs in runs])
-    look = style(index)
-    axes.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.18, linewidth=0)
-    axes.plot(x, values.mean(0), label=label, **look)
+    plot_band(axes, index, label, x, values.mean(0), values.min(0), values.max(0))
