@@ -15,6 +15,8 @@ from covpool.export.mindir import Graph, Name, Node
 OPSET = 17
 IR_VERSION = 8
 
+_END = 2**31 - 1  # of an axis, whatever its length
+
 # MindSpore's name -> ONNX's, for operators that take tensors and nothing else.
 _PLAIN = {
     "Abs": "Abs",
@@ -45,7 +47,7 @@ _PLAIN = {
 # All operators of the written files; others are not loaded.
 OPERATORS = frozenset(_PLAIN.values()) | {
     *("Clip", "Concat", "Conv", "Gather", "Gemm", "LayerNormalization", "MatMul", "MaxPool", "ReduceMean"),
-    *("ReduceSum", "Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
+    *("ReduceSum", "Reshape", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
 }
 
 
@@ -173,8 +175,6 @@ def _layer_norm(writer: _Writer, node: Node, inputs: list[Any]) -> str:
     x, gamma, beta, axis, _, epsilon = inputs
     return writer.add("LayerNormalization", x, gamma, beta, axis=axis, epsilon=epsilon)
 
-
-_END = 2**31 - 1  # of an axis, whatever its length
 
 _WRITERS: dict[str, Callable[[_Writer, Node, list[Any]], str]] = {
     "BatchMatMul": _batch_product,

@@ -88,8 +88,10 @@ class DeiT(TokenClassifier):
         if grid != self.grid:
             positions = ops.matmul(_resizing(self.grid, grid), positions[0]).expand_dims(0)
         patches = self.patch_embed(x) + positions
-        # Zeros of the batch's own size: a token that is repeated a fixed number of times would close an exported batch.
-        first = ops.zeros_like(patches[:, :1]) + (self.cls_token + self.pos_embed[:, :1])
+        # Zeros that a product makes as many of as there are images: what is known without them would be computed in
+        # advance, for the batch that an exported network was traced with.
+        zeros = ops.matmul(patches[:, :1, :1].reshape(-1, 1), ops.zeros((1, width), x.dtype)).reshape(-1, 1, width)
+        first = zeros + (self.cls_token + self.pos_embed[:, :1])
         tokens = ops.concat((first, patches), 1).reshape(-1, width)
         for block in self.blocks:
             tokens = block(tokens, length + 1)
