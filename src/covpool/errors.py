@@ -30,6 +30,11 @@ class ConfigError(UserError, ValueError):
         super().__init__(" ".join(message.splitlines()))  # file names may hold line breaks
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or else its name; MindSpore appends pages of C++ calls."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.0) -> list[str]:
     """The known names most like the given one, the best first: at most ``count``, each with a ratio of ``cutoff``."""
     return difflib.get_close_matches(name, sorted(known), count, cutoff)

@@ -11,12 +11,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.entries import described
+from covpool.checkpoints.entries import write_entries
 from covpool.checkpoints.format import Checkpoint, other_classes, read_checkpoint, refuse_contradictions
 from covpool.checkpoints.loading import HEAD, classifier_weight, is_plain, load_into
 from covpool.checkpoints.names import convert_state_dict, is_counter, to_pytorch
 from covpool.checkpoints.readers import needs, read_state_dict
-from covpool.errors import UserError
+from covpool.errors import UserError, first_line
 from covpool.runtime.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -74,28 +74,21 @@ def start_from(
         kept = load_into(network, sources, bool(other), backbone_only, checkpoint.about)
     except UserError as error:
         raise UserError(f"{checkpoint.path} does not fit the network: {error}") from error
+    path = checkpoint.path
     if backbone_only:
-        taken = len(own) - len(kept)
         without = _modules([*foreign, *(name for name in sources if name.startswith(HEAD))])
-        reason = ", a plain network with global average pooling" if plain else ""
-        logger.info(
-            "started from the backbone of %s%s: %d of its %d tensors taken%s; newly initialised: %s",
-            checkpoint.path,
-            reason,
-            taken,
-            len(checkpoint.network),
-            f", without {without}" if without else "",
-            _modules(kept),
+        told = (
+            f"the backbone of {path}{', a plain network with global average pooling' if plain else ''}: "
+            f"{len(own) - len(kept)} of its {len(checkpoint.network)} tensors taken"
+            f"{f', without {without}' if without else ''}; newly initialised: {_modules(kept)}"
         )
     elif other:
-        logger.info("started from %s without its classifier: %s", checkpoint.path, other)
+        told = f"{path} without its classifier: {other}"
     elif checkpoint.about.get("class_names"):
-        logger.info("started from %s, its classifier included: it has the same classes", checkpoint.path)
+        told = f"{path}, its classifier included: it has the same classes"
     else:
-        logger.info(
-            "started from %s, its classifier included: it has as many outputs, and does not name its classes",
-            checkpoint.path,
-        )
+        told = f"{path}, its classifier included: it has as many outputs, and does not name its classes"
+    logger.info("started from %s", told)
     return kept
 
 
@@ -158,14 +151,7 @@ def write_ckpt(
     Raises:
         UserError: Wrong ending, or the file cannot be written.
     """
-    entries = [{"name": name, "data": value} for name, value in parameters.items()]
-    facts = described(about or {})
-    _write(
-        path,
-        ".ckpt",
-        lambda temporary: ms.save_checkpoint(entries, str(temporary), append_dict=facts, crc_check=True),
-        check,
-    )
+    _write(path, ".ckpt", lambda temporary: write_entries(temporary, parameters, about or {}), check)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], check: Optional[Check] = None) -> None:
@@ -279,5 +265,4 @@ def _write(path: Path, ending: str, write: Callable[[Path], None], check: Option
             if check is not None:
                 check(temporary)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: cannot be written ({reason})") from error
+        raise UserError(f"{path}: cannot be written ({first_line(error)})") from error

@@ -1,22 +1,23 @@
 """What a MindSpore checkpoint holds, by name, and what it says of itself. Nothing is believed before it was checked.
 
-A `.ckpt` file is a protobuf message: `value` (field 1) once for each parameter, with `tag` (1) and `tensor` (2), which
-has `dims` (1), `tensor_type` (2) and `tensor_content` (3). MindSpore's own reader trusts lengths and dimensions and
-writes beyond its memory when they contradict each other; this one reads the same files and refuses such.
+A `.ckpt` file is a protobuf message with a `value` for each parameter, or for each part of a large one. MindSpore's own
+reader trusts its lengths and dimensions and writes beyond its memory when they contradict each other; this one reads
+the same files and refuses such.
 """
 
 from __future__ import annotations
 
 import binascii
+import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Mapping, Union
 
 import mindspore as ms
 import numpy as np
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from covpool.checkpoints.names import from_port
 from covpool.errors import UserError
@@ -61,9 +62,11 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def described(about: Mapping[str, Any]) -> dict[str, str]:
-    """Facts about a checkpoint, which JSON can hold, as the texts that are stored in it."""
-    return {ABOUT + key: json.dumps(value) for key, value in about.items()}
+def write_entries(path: Path, entries: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write parameters by name, and facts that JSON can hold, as a MindSpore checkpoint with checksum."""
+    facts = {ABOUT + key: json.dumps(value) for key, value in about.items()}
+    listed = [{"name": name, "data": value} for name, value in entries.items()]
+    ms.save_checkpoint(listed, str(path), append_dict=facts, crc_check=True)
 
 
 def take_about(entries: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -104,9 +107,6 @@ _TYPES = {
 }
 _TEXT = "str"
 _MOST_DIMENSIONS = 8
-_MAP = 3
-
-_VARINT, _BYTES = 0, 2  # wire types
 
 Entry = Union[ms.Parameter, str]
 
@@ -143,7 +143,7 @@ def read_entries(path: Path, checksum_required: bool = False) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, its checksum is wrong")
     try:
         entries = _entries(body)
-    except ValueError as error:
+    except Exception as error:  # of many types, and about nothing but these bytes
         raise damaged(path, "MindSpore checkpoint", error) from error
     if not checked:
         logger.warning("%s: has no checksum; damage to its values would not be noticed", path)
@@ -165,40 +165,34 @@ def damaged(path: Path, kind: str, error: BaseException) -> UserError:
 
 
 def _entries(content: memoryview) -> dict[str, Entry]:
-    """Parameters and texts by name; ValueError where the structure contradicts itself."""
+    """Parameters and texts by name; an error where the structure contradicts itself."""
+    message = Checkpoint()
+    message.ParseFromString(content)
+    message.DiscardUnknownFields()
+    if message.ByteSize() != len(content):  # so that nothing was passed over, and nothing is there twice
+        raise ValueError("it has fields that no checkpoint has")
     entries: dict[str, Entry] = {}
-    slices: list[memoryview] = []
-    begun: tuple[str, str, tuple[int, ...]] | None = None
-    for value in _fields(content, {1: _BYTES}, repeated=True)[1]:
-        name, kind, dims, part = _tensor(value)
-        if begun != (name, kind, dims):
-            if begun is not None:
-                entries[begun[0]] = _entry(*begun, slices)
-            if name in entries or (begun is not None and begun[0] == name):
-                raise ValueError(f"{name} is there twice")
-            begun, slices = (name, kind, dims), []
-        slices.append(part)  # MindSpore cuts tensors above 512 MiB
-    if begun is None:
+    for (name, kind, dims), values in itertools.groupby(message.value, key=_heading):
+        if name in entries:
+            raise ValueError(f"{name} is there twice")
+        parts = [value.tensor.tensor_content for value in values]  # MindSpore cuts tensors above 512 MiB
+        entries[name] = _entry(name, kind, dims, parts[0] if len(parts) == 1 else b"".join(parts))
+    if not entries:
         raise ValueError("it holds no parameters")
-    entries[begun[0]] = _entry(*begun, slices)
     return entries
 
 
-def _tensor(value: memoryview) -> tuple[str, str, tuple[int, ...], memoryview]:
-    """Name, type, dimensions and content of one `value`."""
-    outer = _fields(value, {1: _BYTES, 2: _BYTES, _MAP: _BYTES})
-    name = str(_one(outer, 1, "a name"), "utf-8")
-    if outer.get(_MAP):
-        raise ValueError(f"{name} is a map of parameters, which no network here has")
-    inner = _fields(_one(outer, 2, f"a tensor of {name}"), {1: _VARINT, 2: _BYTES, 3: _BYTES}, repeated=True)
-    dims = tuple(inner.get(1, ()))
-    if len(dims) > _MOST_DIMENSIONS or any(d >= 2**63 for d in dims):
+def _heading(value: Any) -> tuple[str, str, tuple[int, ...]]:
+    """Name, type and dimensions of one `value`."""
+    name, dims = value.tag, tuple(value.tensor.dims)
+    if not value.IsInitialized() or not value.HasField("tensor"):  # or a map of parameters, which no network here has
+        raise ValueError(f"{name or 'an entry'} lacks its name or tensor")
+    if len(dims) > _MOST_DIMENSIONS or any(d < 0 for d in dims):
         raise ValueError(f"{name} has impossible dimensions")
-    return name, str(_one(inner, 2, f"a type of {name}"), "utf-8"), dims, _one(inner, 3, f"a content of {name}")
+    return name, value.tensor.tensor_type, dims
 
 
-def _entry(name: str, kind: str, dims: tuple[int, ...], slices: list[memoryview]) -> Entry:
-    content = slices[0] if len(slices) == 1 else b"".join(slices)
+def _entry(name: str, kind: str, dims: tuple[int, ...], content: bytes) -> Entry:
     if (kind == _TEXT) != name.startswith(ABOUT):
         raise ValueError(f"{name} is {'a text' if kind == _TEXT else 'no text'}")
     if kind == _TEXT:
@@ -217,53 +211,3 @@ def _entry(name: str, kind: str, dims: tuple[int, ...], slices: list[memoryview]
     elif kind == "BFloat16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return ms.Parameter(ms.Tensor(array), name=name)
-
-
-def _fields(message: memoryview, known: dict[int, int], repeated: bool = False) -> dict[int, list[Any]]:
-    """Values of a message by field number; ValueError for a field that is not known or of another wire type.
-
-    ``known`` is field number -> wire type; field 1 may be there more than once if ``repeated``.
-    """
-    found: dict[int, list[Any]] = {}
-    for number, wire_type, value in _walk(message):
-        if known.get(number) != wire_type:
-            raise ValueError(f"it has a field {number} of wire type {wire_type} where none belongs")
-        if number in found and not (repeated and number == 1):
-            raise ValueError(f"it has its field {number} twice")
-        found.setdefault(number, []).append(value)
-    return {1: [], **found}
-
-
-def _walk(message: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """Field number, wire type and value of every field; contents are views, nothing is copied."""
-    place, end = 0, len(message)
-    while place < end:
-        key, place = _varint(message, place)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == _VARINT:
-            value, place = _varint(message, place)
-            yield number, wire_type, value
-        elif wire_type == _BYTES:
-            length, place = _varint(message, place)
-            if length > end - place:
-                raise ValueError("it is shorter than it says")
-            yield number, wire_type, message[place : place + length]
-            place += length
-        else:
-            raise ValueError(f"it has a field of wire type {wire_type}")
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number of up to ten bytes, and the place after it."""
-    value = 0
-    for index, digit in enumerate(message[place : place + 10]):
-        value |= (digit & 127) << 7 * index
-        if digit < 128:
-            return value, place + index + 1
-    raise ValueError("it ends within a number, or has one that is too long")
-
-
-def _one(fields: dict[int, list[Any]], number: int, what: str) -> Any:
-    if not fields.get(number):
-        raise ValueError(f"it lacks {what}")
-    return fields[number][0]

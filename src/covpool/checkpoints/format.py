@@ -16,9 +16,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.entries import RANKS, described, read_entries, take_about
+from covpool.checkpoints.entries import RANKS, read_entries, take_about, write_entries
 from covpool.checkpoints.loading import conventions, load_into
-from covpool.errors import UserError
+from covpool.errors import UserError, first_line
 from covpool.runtime.files import whole_file
 
 _OPTIMIZER = "optimizer."
@@ -51,22 +51,16 @@ def save_checkpoint(
     ``about`` holds facts that JSON can hold, ``ranks`` the running statistics of every rank, where they differ, float32
     (ranks, n). UserError: the file cannot be written; an earlier file of that name is untouched.
     """
-    entries = [{"name": p.name, "data": p} for p in network.get_parameters()]
+    entries: dict[str, Any] = {p.name: p for p in network.get_parameters()}
     if optimizer is not None:
-        state = optimizer_state(optimizer, network)
-        entries += [{"name": _OPTIMIZER + name, "data": p} for name, p in state.items()]
+        entries.update((_OPTIMIZER + name, p) for name, p in optimizer_state(optimizer, network).items())
     if ranks is not None:
-        entries.append({"name": RANKS, "data": ms.Tensor(ranks)})
+        entries[RANKS] = ms.Tensor(ranks)
     try:
         with whole_file(path) as temporary:
-            ms.save_checkpoint(
-                entries,
-                str(temporary),
-                append_dict=described({**(about or {}), **conventions(network)}),
-                crc_check=True,
-            )
+            write_entries(temporary, entries, {**(about or {}), **conventions(network)})
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot write the checkpoint {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
 
 
 def read_checkpoint(path: str | Path, checksum_required: bool = False) -> Checkpoint:
@@ -146,8 +140,3 @@ def optimizer_state(optimizer: nn.Optimizer, network: nn.Cell) -> dict[str, ms.P
     weights = {id(p) for p in network.get_parameters()}
     settings = ("learning_rate", "momentum")
     return {p.name: p for p in optimizer.get_parameters() if id(p) not in weights and p.name not in settings}
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

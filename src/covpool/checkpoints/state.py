@@ -41,23 +41,16 @@ class Position:
     loss_count: int = 0  # how many they are
 
 
+@dataclass(frozen=True)
 class TrainingState:
-    """Network, optimiser and their checkpoints, which rank 0 of ``world`` writes.
+    """Network, optimiser and their checkpoints."""
 
-    ``steps`` are those of an epoch, ``about`` is what every checkpoint says of the network and its data.
-    """
-
-    def __init__(
-        self,
-        network: nn.Cell,
-        optimizer: nn.Optimizer,
-        store: CheckpointStore,
-        world: World,
-        steps: int,
-        about: Mapping[str, Any],
-    ) -> None:
-        self.network, self.optimizer, self.store = network, optimizer, store
-        self.world, self.steps, self.about = world, steps, about
+    network: nn.Cell
+    optimizer: nn.Optimizer
+    store: CheckpointStore
+    world: World  # rank 0 writes
+    steps: int  # of an epoch
+    about: Mapping[str, Any]  # what every checkpoint says of the network and its data
 
     def save(self, position: Position, metric: float | None = None, regular: bool = True, best: bool = False) -> None:
         """Save checkpoints; every rank calls it and waits until they are written.
@@ -110,8 +103,8 @@ class TrainingState:
     def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Position:
         """Set network and optimiser to what a checkpoint holds; where to go on.
 
-        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch. UserError: of
-        other classes, another network or optimiser, or from within an epoch of another length.
+        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch. UserError: it
+        is of other classes, another network or optimiser, or from within an epoch of another length.
         """
         if difference := other_classes(checkpoint, self.about.get("class_names", ())):
             raise UserError(f"{checkpoint.path} does not fit the classes of the data: {difference}")

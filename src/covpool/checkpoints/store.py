@@ -199,7 +199,7 @@ class CheckpointStore:
 
         The best one, which may be much older, comes last.
         """
-        for entry in [*reversed(self._entries), *([self._best] if self._best else [])]:
+        for entry in (*reversed(self._entries), *self._best_of()):
             path = self.folder / entry["file"]
             try:
                 # Not compared with the index: a kill between the two leaves a newer whole file than it speaks of.
@@ -207,6 +207,9 @@ class CheckpointStore:
             except UserError as error:
                 logger.warning("%s; going back to the one before", error)
         return None
+
+    def _best_of(self) -> tuple[Entry, ...]:
+        return (self._best,) if self._best else ()
 
     def clear(self) -> None:
         """Name no checkpoint any more: those of the folder have been moved away."""
@@ -217,7 +220,7 @@ class CheckpointStore:
         if path.resolve().parent == self.folder.resolve():
             return True
         digest = sha256(path)
-        return any(entry["sha256"] == digest for entry in (*self._entries, *([self._best] if self._best else ())))
+        return any(entry["sha256"] == digest for entry in (*self._entries, *self._best_of()))
 
     def beyond(self, place: tuple[int, int]) -> list[str]:
         """Names of the checkpoints after a place, see ``place_of``, the best one included."""

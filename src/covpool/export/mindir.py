@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import nn
 from mindspore.train import mind_ir_pb2
 
-from covpool.errors import UserError
+from covpool.errors import UserError, first_line
 from covpool.export.contents import checked_mindir, read_sealed, seal
 from covpool.runtime.files import os_errors_as
 
@@ -65,11 +65,6 @@ class MindIRModel:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Logits of a batch."""
         return self._network(ms.Tensor(np.ascontiguousarray(images, np.float32))).asnumpy()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; MindSpore appends pages of C++ calls."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _ATTRIBUTE = mind_ir_pb2.AttributeProto

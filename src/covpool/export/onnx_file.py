@@ -13,9 +13,9 @@ import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mindspore import nn
 
-from covpool.errors import UserError
+from covpool.errors import UserError, first_line
 from covpool.export.contents import messages, read_sealed, refused, seal
-from covpool.export.mindir import first_line, read_graph, write_graph
+from covpool.export.mindir import read_graph, write_graph
 from covpool.runtime.files import os_errors_as
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider", "Ascend": "CANNExecutionProvider"}

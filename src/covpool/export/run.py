@@ -15,10 +15,10 @@ from covpool.build import architecture, build_model, image_transform, with_check
 from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data import ImageTransform, Source, create_dataset, open_source
-from covpool.errors import UserError
+from covpool.errors import UserError, first_line
 from covpool.evaluation import numpy_batches
 from covpool.export.folding import fold_batch_norm
-from covpool.export.mindir import MindIRModel, first_line, write_mindir
+from covpool.export.mindir import MindIRModel, write_mindir
 from covpool.export.onnx_file import OnnxModel, write_onnx
 from covpool.runtime.distributed import exact_convolutions
 from covpool.runtime.files import os_errors_as, whole_file
