@@ -86,13 +86,18 @@ class LabelSmoothingCrossEntropy(nn.Cell):
         return ops.mean(loss)
 
 
+# Matrices of a transformer that are added to what it computes, as a bias is.
+_TABLES = ("cls_token", "pos_embed", "relative_position_bias_table")
+
+
 def parameter_groups(
     parameters: Sequence[ms.Parameter], weight_decay: float, decay_all: bool = False
 ) -> list[dict[str, Any]]:
-    """Split parameters: weights decay; beta, gamma, bias and every other vector do not unless all do."""
-    decayed = [p for p in parameters if decay_all or p.ndim > 1]
+    """Split parameters: weights decay; beta, gamma, bias, other vectors and tables of tokens do not unless all do."""
+    decays = [decay_all or (p.ndim > 1 and p.name.rpartition(".")[2] not in _TABLES) for p in parameters]
+    decayed = [p for p, decay in zip(parameters, decays) if decay]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
-    if plain := [p for p in parameters if not decay_all and p.ndim <= 1]:
+    if plain := [p for p, decay in zip(parameters, decays) if not decay]:
         groups.append({"params": plain, "weight_decay": 0.0})
     # The order of the network, not of the groups: it decides in which order gradients are reduced over ranks.
     return [*groups, {"order_params": list(parameters)}]
