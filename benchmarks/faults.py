@@ -154,7 +154,7 @@ def _warm_up() -> None:
     prepare_environment()
     import mindspore  # noqa: F401 - before torch and onnx
 
-    import covpool.commands.check_data
+    import covpool.commands.data_sets
     import covpool.commands.networks
     import covpool.evaluation.run
     import covpool.export

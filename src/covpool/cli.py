@@ -47,8 +47,8 @@ _COMMANDS = {
     "export": ("networks:export", "Export a checkpoint for deployment and check the file."),
     "predict": ("deployment:predict_images", "Predict image files from an exported file."),
     "convert": ("deployment:convert", "Convert a checkpoint from or to PyTorch, safetensors or Paddle."),
-    "check-data": ("check_data:check_data", "List every problem of a data set."),
-    "check-device": ("check_data:check_devices", "Tell which devices MindSpore can use here, and why not."),
+    "check-data": ("data_sets:check_data", "List every problem of a data set."),
+    "check-device": ("figures:check_devices", "Tell which devices MindSpore can use here, and why not."),
     "pack": ("data_sets:pack_folder", "Pack an image folder into MindRecord files."),
     "corrupt": ("data_sets:corrupt", "Write corrupted copies of images, as ImageNet-C has them."),
     "make-textures": ("data_sets:make_textures", "Make a small data set of colour textures."),
@@ -56,11 +56,11 @@ _COMMANDS = {
     "fashion-mnist-sample": ("fashion_mnist:fashion_mnist_sample", "Make the sample that comes with the repository."),
     "complexity": ("figures:complexity", "Parameters and multiply-adds of networks and poolings."),
     "scaling": ("figures:scaling", "Predict data-parallel training on many devices."),
-    "study": ("studies:study", "Run a grid of trainings over seeds, and summarise it."),
-    "landscape": ("studies:landscape", "Measure loss landscapes of poolings."),
-    "compare": ("comparisons:compare", "Compare run folders."),
-    "compare-robustness": ("comparisons:compare_robustness", "Compare networks on corrupted images."),
-    "dropcov-rate": ("comparisons:dropcov_rate", "The adaptive rate of DropCov over training."),
+    "study": ("research:study", "Run a grid of trainings over seeds, and summarise it."),
+    "landscape": ("research:landscape", "Measure loss landscapes of poolings."),
+    "compare": ("research:compare", "Compare run folders."),
+    "compare-robustness": ("research:compare_robustness", "Compare networks on corrupted images."),
+    "dropcov-rate": ("research:dropcov_rate", "The adaptive rate of DropCov over training."),
 }
 
 

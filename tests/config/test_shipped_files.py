@@ -73,6 +73,6 @@ def test_a_trial_of_one_epoch_needs_no_other_change(path):
 def test_every_key_is_read_by_the_program():
     folder = ROOT / "src" / "covpool"
     sources = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py") if "config" not in path.parts]
-    sources += [(folder / "config" / name).read_text(encoding="utf-8") for name in ("entry.py", "modelarts.py")]
+    sources += [(folder / "config" / name).read_text(encoding="utf-8") for name in ("command_line.py", "modelarts.py")]
     read = set(re.findall(r'config\.(\w+)|"(\w+)"', "\n".join(sources)))
     assert set(options()) - {name for pair in read for name in pair} == set()

@@ -311,7 +311,7 @@ def test_command_packs_and_says_what(folder: Path, tmp_path: Path, capsys: pytes
     assert cli.run(["pack", *arguments]) == 0
     output = capsys.readouterr()
     assert output.out.startswith(f"{tmp_path / 'out'}: 24 train images, 7 val images, ")
-    assert "24/24" in output.err
+    assert not output.err  # bars are for terminals
     assert cli.run(["pack", *arguments]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'out'} exists already: choose another name or remove it\n"
 

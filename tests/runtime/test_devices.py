@@ -1,4 +1,4 @@
-"""What is told of a device: the report, the command that prints it, the script that sets the variables."""
+"""What is told of a device: the report, and the command that prints it or the variables for a shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Callable
 import pytest
 
 from covpool import cli
-from covpool.commands import check_data as command
+from covpool.commands import figures as command
 from covpool.runtime import cuda, devices
 from covpool.runtime.devices import DeviceReport
 
@@ -92,28 +92,15 @@ def test_command_prints_the_variables(
 ) -> None:
     found = cuda.find_wheels(wheels())
     monkeypatch.setattr(command, "find_wheels", lambda: found)
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "a prefix"))
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
     assert cli.run(["check-device", "--print_env"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    home = first.partition("CUDA_HOME=")[2]
-    assert second == f"LD_LIBRARY_PATH={home}/lib64:/opt/lib"
+    printed = capsys.readouterr().out
+    home = str(next((tmp_path / "a prefix").glob("cuda-11.8-*")))
+    assert printed == f"export CUDA_HOME='{home}'\nexport LD_LIBRARY_PATH='{home}/lib64:/opt/lib'\n"
+    shell = subprocess.run(["sh", "-c", f"{printed}printenv CUDA_HOME"], capture_output=True, text=True, check=True)
+    assert shell.stdout == f"{home}\n"
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(command, "find_wheels", cuda.Wheels)
     assert cli.run(["check-device", "--print_env"]) == 1
     assert capsys.readouterr().err == f"error: the CUDA 11 libraries are not installed: {cuda.INSTALL}\n"
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_sourced_script_sets_the_variables(works: bool, root: Path, tmp_path: Path, clean_env: dict[str, str]) -> None:
-    python = tmp_path / "python"
-    python.write_text(
-        f"#!/bin/sh\necho 'CUDA_HOME=/some where'\necho LD_LIBRARY_PATH=/b:/c\nexit {0 if works else 1}\n"
-    )
-    python.chmod(0o755)
-    clean_env.pop("CUDA_HOME", None)
-    env = {**clean_env, "PATH": f"{tmp_path}:{clean_env['PATH']}", "VIRTUAL_ENV": "active"}
-    line = f'source "{root}/scripts/gpu_env.sh" > /dev/null; echo "$?|${{CUDA_HOME:-}}|${{LD_LIBRARY_PATH:-}}"'
-    env.pop("LD_LIBRARY_PATH", None)
-    done = subprocess.run(["bash", "-uc", line], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout == ("0|/some where|/b:/c\n" if works else "1||\n")

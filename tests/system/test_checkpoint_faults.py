@@ -117,7 +117,7 @@ def mounted_read_only(folder: Path) -> Iterator[None]:
 # Writes checkpoints of a small network until it is killed or fails; says each step that is saved.
 WRITER = """
 import resource, sys
-from covpool.config.entry import run_entry_point
+from covpool.config.command_line import run_entry_point
 from covpool.config.command_line import Program
 from covpool.runtime.environment import prepare_environment
 prepare_environment()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 import struct
 import subprocess
@@ -12,14 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from covpool.data.arrays import FASHION_MNIST_CLASSES, FASHION_MNIST_FILES, find_idx, read_idx
 from covpool.errors import UserError
-from covpool.runtime.command import new_parser
+from covpool.runtime.command import new_parser, progress_bar
 from covpool.runtime.files import whole_folder
 
 AUTHORS_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -58,52 +57,36 @@ def fashion_mnist(argv: Sequence[str]) -> int:
         "--any_content", action="store_true", help="accept other data in the same format: no checksums, no counts"
     )
     arguments = parser.parse_args(argv)
-    count = prepare(arguments.source, arguments.output, raw=arguments.raw, any_content=arguments.any_content)
-    print(f"{arguments.output}: {count} {'original files' if arguments.raw else 'images'}")
+    output, count = arguments.output, 0
+    with whole_folder(output) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+        folder = _fetch(arguments.source, Path(scratch))
+        files = [find_idx(folder, name) for split in FASHION_MNIST_FILES.values() for name in split]
+        for path in [] if arguments.any_content else files:
+            _verify(path)
+        for path in files if arguments.raw else []:
+            shutil.copyfile(path, partial / path.name)
+        for split in () if arguments.raw else FASHION_MNIST_FILES:
+            images, labels = _read(folder, split, None if arguments.any_content else COUNTS[split])
+            _write_images(images, labels, range(len(images)), partial / split)
+            count += len(images)
+    print(f"{output}: {f'{len(files)} original files' if arguments.raw else f'{count} images'}")
     return 0
 
 
-def prepare(source: str, output: Path, *, raw: bool = False, any_content: bool = False) -> int:
-    """Make the folder ``output``.
-
-    Args:
-        source: As on the command line.
-        output: The new folder.
-        raw: Whether to keep the four original files instead of writing images.
-        any_content: Whether to skip checksums and counts.
-
-    Returns:
-        Number of files written.
-
-    Raises:
-        UserError: The output exists, the source lacks a file, or a file is not the published one.
-    """
-    with whole_folder(output) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
-        folder = fetch(source, Path(scratch))
-        files = [find_idx(folder, name) for split in FASHION_MNIST_FILES.values() for name in split]
-        if not any_content:
-            for path in files:
-                verify(path)
-        if raw:
-            for path in files:
-                shutil.copyfile(path, partial / path.name)
-            return len(files)
-        return sum(write_images(folder, split, partial / split, any_content) for split in FASHION_MNIST_FILES)
-
-
-def fetch(source: str, scratch: Path) -> Path:
+def _fetch(source: str, scratch: Path) -> Path:
     """Return a folder with the four original files, fetched into ``scratch`` unless the source is a folder."""
     if source == "debian":
-        return fetch_debian(scratch)
+        return _fetch_debian(scratch)
     if source == "url" or source.startswith(("http://", "https://")):
-        fetch_url(AUTHORS_URL if source == "url" else source, scratch)
+        for name in CHECKSUMS:
+            _download(f"{(AUTHORS_URL if source == 'url' else source).rstrip('/')}/{name}.gz", scratch / f"{name}.gz")
         return scratch
     if not Path(source).is_dir():
         raise UserError(f"--source is not a folder, `debian`, `url` or an http(s) address: {source}")
     return Path(source)
 
 
-def fetch_debian(scratch: Path) -> Path:
+def _fetch_debian(scratch: Path) -> Path:
     """Download Debian's package and unpack it, without installing it; returns the folder with the files."""
     for command in (["apt-get", "download", DEBIAN_PACKAGE], ["dpkg-deb", "-x", "PACKAGE", "."]):
         package = next(scratch.glob("*.deb"), None)
@@ -118,30 +101,26 @@ def fetch_debian(scratch: Path) -> Path:
     return scratch / "usr" / "share" / "datasets" / "fashion-mnist"
 
 
-def fetch_url(address: str, scratch: Path) -> None:
-    """Download the four compressed files from a web server, with a progress bar."""
-    for name in CHECKSUMS:
-        url = f"{address.rstrip('/')}/{name}.gz"
-        try:
-            with urllib.request.urlopen(url, timeout=30) as response, (scratch / f"{name}.gz").open("wb") as file:  # noqa: S310 -- only http(s) gets here
-                size = int(response.headers.get("Content-Length") or 0) or None
-                with tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as bar:
-                    while block := response.read(1 << 16):
-                        bar.update(file.write(block))
-                        if file.tell() > MAX_DOWNLOAD:
-                            raise UserError(f"{url} has more than {MAX_DOWNLOAD} bytes: not one of the published files")
-        except (urllib.error.URLError, OSError) as error:
-            raise UserError(f"cannot download {url}: {getattr(error, 'reason', error)}") from error
+def _download(url: str, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response, path.open("wb") as file:  # noqa: S310 -- only http(s) gets here
+            size = int(response.headers.get("Content-Length") or 0) or None
+            with progress_bar(None, size, path.stem, "B", unit_scale=True) as bar:
+                while block := response.read(1 << 16):
+                    bar.update(file.write(block))
+                    if file.tell() > MAX_DOWNLOAD:
+                        raise UserError(f"{url} has more than {MAX_DOWNLOAD} bytes: not one of the published files")
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"cannot download {url}: {getattr(error, 'reason', error)}") from error
 
 
-def verify(path: Path) -> None:
+def _verify(path: Path) -> None:
     """Raise UserError unless the file is the published one, or another compression of the same content."""
     published, content = CHECKSUMS[path.name.removesuffix(".gz")]
     values = read_idx(path)  # within limits, so the rest is, too
     if path.stat().st_size <= MAX_DOWNLOAD and _md5(path.read_bytes()) == published:
         return
-    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
-    found = _md5(header + values.tobytes())
+    found = _md5(bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes())
     if found != content:
         raise UserError(
             f"{path} is not the published file (MD5 of the content is {found}, not {content}); "
@@ -153,57 +132,23 @@ def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def write_images(folder: Path, split: str, output: Path, any_content: bool) -> int:
-    """Write one split as PNG files in one folder per class; returns their number."""
+def _read(folder: Path, split: str, expected: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a split, of which there must be ``expected``."""
     images, labels = (read_idx(find_idx(folder, name)) for name in FASHION_MNIST_FILES[split])
-    if len(images) != len(labels) or (not any_content and len(images) != COUNTS[split]):
+    if len(images) != len(labels) or expected not in (None, len(images)):
         raise UserError(f"{split}: {len(images)} images and {len(labels)} labels, expected {COUNTS[split]} of each")
     if len(labels) and labels.max() >= len(FASHION_MNIST_CLASSES):
         raise UserError(f"{split}: label {labels.max()} is outside the {len(FASHION_MNIST_CLASSES)} classes")
+    return images, labels
+
+
+def _write_images(images: np.ndarray, labels: np.ndarray, numbers: Any, output: Path, optimize: bool = False) -> None:
+    """Write the images of these numbers as PNG files in one folder per class."""
     for name in FASHION_MNIST_CLASSES:
         (output / name).mkdir(parents=True)
-    rows = zip(images, labels.tolist())
-    for number, (image, label) in enumerate(tqdm(rows, desc=split, total=len(images), unit="image", disable=None)):
-        Image.fromarray(image).save(output / FASHION_MNIST_CLASSES[label] / f"{number:05d}.png")
-    return len(images)
-
-
-README = """# Fashion-MNIST, a small sample
-
-{train} training and {val} validation images of each of the ten classes: 28 x 28 pixels, gray, PNG.
-The training images come from the original training split, the validation images from the original test split; a file's
-name is its position there. The classes are balanced and the images chosen at random.
-
-It serves the quick start and the tests. Accuracies on it are not comparable with those on the full data set, whose
-training split is thirty times larger; `scripts/prepare_fashion_mnist.py` prepares that.
-
-Origin: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-Algorithms", arXiv:1708.07747, https://github.com/zalandoresearch/fashion-mnist
-
-Made by
-
-    python scripts/make_sample.py --source DIR --output data/fashion_mnist_sample \\
-        --train {train} --val {val} --seed {seed}
-
-## Licence of the images
-
-The MIT License (MIT)
-
-Copyright (c) 2017 Zalando SE, https://tech.zalando.com
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
+    for number in progress_bar(numbers, len(numbers), output.name):
+        path = output / FASHION_MNIST_CLASSES[labels[number]] / f"{number:05d}.png"
+        Image.fromarray(images[number]).save(path, optimize=optimize)
 
 
 def fashion_mnist_sample(argv: Sequence[str]) -> int:
@@ -225,22 +170,19 @@ def fashion_mnist_sample(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     counts = {"train": arguments.train, "val": arguments.val}
     with whole_folder(arguments.output) as partial:
-        total = sum(
-            write_sample(arguments.source, split, counts[split], arguments.seed, partial / split)
-            for split in FASHION_MNIST_FILES
-        )
-        readme = README.format(seed=arguments.seed, **counts)
-        (partial / "README.md").write_text(readme, encoding="utf-8")
-    print(f"{arguments.output}: {total / 1024:.0f} KiB of images")
+        for split, per_class in counts.items():
+            images, labels = _read(arguments.source, split)
+            chosen = choose(labels, per_class, arguments.seed).tolist()
+            _write_images(images, labels, chosen, partial / split, optimize=True)
+        size = sum(path.stat().st_size for path in partial.rglob("*.png"))
+        readme = Path(__file__).with_name("fashion_mnist_sample.md").read_text(encoding="utf-8")
+        (partial / "README.md").write_text(readme.format(seed=arguments.seed, **counts), encoding="utf-8")
+    print(f"{arguments.output}: {size / 1024:.0f} KiB of images")
     return 0
 
 
 def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Return the indices of ``per_class`` images of every class, int64 sorted, chosen at random by the seed.
-
-    Raises:
-        UserError: A class has fewer images.
-    """
+    """The indices of ``per_class`` images of every class, int64 sorted, chosen at random by the seed."""
     generator = np.random.Generator(np.random.PCG64(seed))
     chosen = []
     for label, name in enumerate(FASHION_MNIST_CLASSES):
@@ -249,23 +191,3 @@ def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
             raise UserError(f"class {name} has {len(members)} images, {per_class} were asked for")
         chosen.append(generator.permutation(members)[:per_class])
     return np.sort(np.concatenate(chosen))
-
-
-def write_sample(source: Path, split: str, per_class: int, seed: int, output: Path) -> int:
-    """Write the sample of one split; returns its size in bytes."""
-    images, labels = (read_idx(find_idx(source, name)) for name in FASHION_MNIST_FILES[split])
-    for name in FASHION_MNIST_CLASSES:
-        (output / name).mkdir(parents=True)
-    size = 0
-    for index in tqdm(choose(labels, per_class, seed).tolist(), desc=split, unit="image", disable=None):
-        data = encode(images[index])
-        size += len(data)
-        (output / FASHION_MNIST_CLASSES[labels[index]] / f"{index:05d}.png").write_bytes(data)
-    return size
-
-
-def encode(image: np.ndarray) -> bytes:
-    """Return a gray image, uint8 (H, W), as a PNG file of the least size Pillow reaches."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

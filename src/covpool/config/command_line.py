@@ -6,14 +6,18 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from covpool.config.legacy import IGNORED, SYNONYMS
 from covpool.config.loader import COMMAND_LINE, Layer, apply_overrides, build_config, read_layer
 from covpool.config.schema import Config, options
 from covpool.config.values import Option, check, resolve, show, suggestion
 from covpool.errors import ConfigError
+from covpool.runtime.command import exit_code_of
+from covpool.runtime.distributed import World, session
+from covpool.runtime.environment import prepare_environment
 
 _WIDTH = 110
 _INDENT = " " * 8
@@ -21,21 +25,33 @@ _INDENT = " " * 8
 
 @dataclass(frozen=True)
 class Program:
-    """What a command line is read for.
+    """What a command line is read for."""
 
-    Attributes:
-        description: What the program does.
-        required: Keys that must not be empty.
-        usual: Keys that people set, which `--help` shows; empty for all.
-        config_optional: Whether it can do without a file, because a checkpoint knows the rest.
-        name: How it is called.
-    """
+    description: str  # what the program does
+    required: Sequence[str] = ()  # keys that must not be empty
+    usual: Sequence[str] = ()  # keys that people set, which `--help` shows; empty for all
+    config_optional: bool = False  # whether it can do without a file, because a checkpoint knows the rest
+    name: str = "covpool"  # how it is called
 
-    description: str
-    required: Sequence[str] = ()
-    usual: Sequence[str] = ()
-    config_optional: bool = False
-    name: str = "covpool"
+
+def run_entry_point(main: Callable[[Config], Optional[int]], argv: Sequence[str], program: Program) -> int:
+    """Parse arguments, run a program and return its exit code, see :func:`covpool.runtime.command.exit_code_of`."""
+    shown = [text.lower() == "--debug=true" for text in argv]
+
+    def run() -> Optional[int]:
+        config = parse_args(argv, program)
+        shown.append(config.debug)
+        return main(config)
+
+    return exit_code_of(run, lambda: any(shown))
+
+
+def open_session(config: Config) -> AbstractContextManager[World]:
+    """Prepare the process environment and join the configured world; call it before MindSpore is imported."""
+    prepare_environment(config.device_target)
+    device_id = None if config.run_distribute else config.device_id
+    launch = (config.run_distribute, config.device_num, config.rank_timeout)
+    return session(config.mode_name, config.device_target, device_id, *launch)
 
 
 def parse_args(argv: Sequence[str], program: Program) -> Config:
@@ -44,12 +60,7 @@ def parse_args(argv: Sequence[str], program: Program) -> Config:
     `--help` prints the usual keys and `--help=all` every key, with the values of the given file if there is one; both
     leave by `SystemExit(0)`.
 
-    Args:
-        argv: `--config_path=FILE` and `--key=value` or `--key value`; of two values of a key, the last one counts.
-        program: What they are for.
-
-    Raises:
-        ConfigError: Bad usage or a bad configuration, in one line.
+    They are `--config_path=FILE` and `--key=value` or `--key value`; of two values of a key, the last one counts.
     """
     wanted = [text for text in argv if text in ("--help", "-h", "--help=all")]
     paths, overrides = _split([text for text in argv if text not in wanted])
@@ -69,12 +80,9 @@ def parse_args(argv: Sequence[str], program: Program) -> Config:
 
 
 def format_help(program: Program, layer: Layer, every: bool) -> str:
-    """Returns the help: keys with type, default, choices and help text, by section.
+    """Returns the help: keys with type, default, choices and help text, by section; the usual ones or `every`.
 
-    Args:
-        program: What the command line is for.
-        layer: Values and help texts of the given file and options, shown in place of the built-in ones.
-        every: All keys instead of the usual ones.
+    Values and help texts of the `layer` stand in place of the built-in ones.
     """
     needed = "".join(f" --{key}={key.upper()}" for key in program.required)
     file = "[--config_path=FILE]" if program.config_optional else "--config_path=FILE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import sys
 import traceback
@@ -27,6 +28,14 @@ def new_parser(program: str, text: Optional[str]) -> argparse.ArgumentParser:
     )
 
 
+def count(text: str) -> int:
+    """The ``type`` of an argument that is a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def exit_code_of(run: Callable[[], Optional[int]], debug: Callable[[], bool] = bool) -> int:
     """Run a command; an error becomes one line on standard error, with its traceback before it under ``debug``.
 
@@ -35,8 +44,7 @@ def exit_code_of(run: Callable[[], Optional[int]], debug: Callable[[], bool] = b
         debug: Whether to show the traceback, asked when there is one.
 
     Returns:
-        0 for success, 2 for wrong usage, 130 when interrupted, 141 when nobody reads the output any more, a
-        ``UserError``'s own exit code, 1 for any other error.
+        130 when interrupted, 141 when nobody reads the output, a ``UserError``'s own code, 1 for any other error.
     """
     try:
         code = run() or 0
@@ -84,12 +92,16 @@ def progress_bar(
     return tqdm(items, total=total, desc=title, unit=unit, disable=hidden, leave=False, **options)
 
 
-def named_paths(texts: Sequence[str], form: str) -> dict[str, list[Path]]:
-    """Read arguments of the form NAME=PATH[,PATH ...].
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour; a dash where unknown."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}" if minutes >= 60 else f"{minutes}:{second:02d}"
 
-    Raises:
-        UserError: One has no `=`; the message shows ``form``.
-    """
+
+def named_paths(texts: Sequence[str], form: str) -> dict[str, list[Path]]:
+    """Read arguments of the form NAME=PATH[,PATH ...]; an error shows ``form``."""
     named = {}
     for text in texts:
         name, sign, paths = text.partition("=")

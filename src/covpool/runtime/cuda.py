@@ -36,17 +36,13 @@ LIBRARIES: Mapping[str, str] = {
     "libcusparse.so.11": "nvidia-cusparse-cu11",
     "libcusolver.so.11": "nvidia-cusolver-cu11",
     "libnvrtc.so.11.2": "nvidia-cuda-nvrtc-cu11",
-    # What libcudnn.so.8 opens by name when it is first needed.
-    "libcudnn_ops_infer.so.8": "nvidia-cudnn-cu11",
-    "libcudnn_ops_train.so.8": "nvidia-cudnn-cu11",
-    "libcudnn_cnn_infer.so.8": "nvidia-cudnn-cu11",
-    "libcudnn_cnn_train.so.8": "nvidia-cudnn-cu11",
-    "libcudnn_adv_infer.so.8": "nvidia-cudnn-cu11",
-    "libcudnn_adv_train.so.8": "nvidia-cudnn-cu11",
-    "libcudnn.so.8": "nvidia-cudnn-cu11",
+    # What libcudnn.so.8 opens by name when it is first needed, then the library itself.
+    **{
+        f"libcudnn{part}.so.8": "nvidia-cudnn-cu11"
+        for part in ("_ops_infer", "_ops_train", "_cnn_infer", "_cnn_train", "_adv_infer", "_adv_train", "")
+    },
 }
 PACKAGES = tuple(dict.fromkeys(LIBRARIES.values()))
-RUNTIME_PACKAGE = "nvidia-cuda-runtime-cu11"
 DRIVER = "libcuda.so.1"
 GPU_PLUGIN = "lib/plugin/libmindspore_gpu.so.11.6"
 INSTALL = "pip install -r requirements-gpu.txt"
@@ -63,15 +59,10 @@ echo "Cuda compilation tools, release {release}, V{version}"
 
 @dataclass(frozen=True)
 class Wheels:
-    """NVIDIA's packages in this environment.
+    """NVIDIA's packages in this environment."""
 
-    Attributes:
-        versions: Version of each installed package of ``PACKAGES``.
-        files: Path of every shared library they hold, by its file name.
-    """
-
-    versions: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)  # of each installed one of PACKAGES
+    files: Mapping[str, Path] = field(default_factory=dict)  # every shared library they hold, by its file name
 
     @property
     def missing(self) -> list[str]:
@@ -80,11 +71,7 @@ class Wheels:
 
 
 def find_wheels(search: Sequence[str] | None = None) -> Wheels:
-    """Look NVIDIA's packages up in the environment.
-
-    Args:
-        search: Folders with installed packages; by default ``sys.path``.
-    """
+    """Look NVIDIA's packages up in folders of installed packages, by default ``sys.path``."""
     versions: dict[str, str] = {}
     files: dict[str, Path] = {}
     for package in PACKAGES:
@@ -109,14 +96,8 @@ def make_cuda_home(wheels: Wheels, parents: Iterable[Path]) -> Path:
     Args:
         wheels: The complete set.
         parents: Where it may be made, the first that can be written to.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: None of the parents can be written to.
     """
-    version = wheels.versions[RUNTIME_PACKAGE]
+    version = wheels.versions[LIBRARIES["libcudart.so.11.0"]]
     release = ".".join(version.split(".")[:2])
     links = {name: str(path) for name, path in wheels.files.items()}
     # A CUDA installation names the run-time library in full, too: MindSpore reads the version from that name.
@@ -126,41 +107,28 @@ def make_cuda_home(wheels: Wheels, parents: Iterable[Path]) -> Path:
     problems = []
     for parent in parents:
         home = parent / f"cuda-{release}-{digest}"
+        if home.is_dir():
+            return home
         try:
-            if not home.is_dir():
-                _make_layout(home, links, nvcc)
+            with whole_folder(home) as partial:
+                (partial / "lib64").mkdir()
+                for name, target in links.items():
+                    (partial / "lib64" / name).symlink_to(target)
+                (partial / "bin").mkdir()
+                (partial / "bin" / "nvcc").write_text(nvcc, encoding="utf-8")
+                (partial / "bin" / "nvcc").chmod(0o755)
             return home
         except UserError as error:
+            if home.is_dir():  # another process was first: its folder is the same
+                return home
             problems.append(str(error))
     raise UserError(f"no place for a folder of links to the CUDA libraries: {'; '.join(problems)}")
 
 
-def _make_layout(home: Path, links: Mapping[str, str], nvcc: str) -> None:
-    try:
-        with whole_folder(home) as partial:
-            (partial / "lib64").mkdir()
-            for name, target in links.items():
-                (partial / "lib64" / name).symlink_to(target)
-            (partial / "bin").mkdir()
-            (partial / "bin" / "nvcc").write_text(nvcc, encoding="utf-8")
-            (partial / "bin" / "nvcc").chmod(0o755)
-    except UserError:
-        if not home.is_dir():  # else another process was first: its folder is the same
-            raise
-
-
 def linked_libraries(library: Path, search: Sequence[Path] = ()) -> dict[str, str | None]:
-    """Ask the system's loader (``ldd``) where it finds everything that ``library`` needs, directly or not.
+    """Ask the system's loader (``ldd``) where it finds everything that ``library`` needs; None where nowhere.
 
-    Args:
-        library: A shared library.
-        search: Folders before those of ``LD_LIBRARY_PATH``.
-
-    Returns:
-        Path by library name; None where it finds none.
-
-    Raises:
-        UserError: ``ldd`` is missing or cannot read the file.
+    It looks into the folders of ``search`` before those of ``LD_LIBRARY_PATH``.
     """
     env = {**os.environ, "LD_LIBRARY_PATH": _prepended("LD_LIBRARY_PATH", search), "LC_ALL": "C"}
     try:
@@ -178,11 +146,7 @@ def linked_libraries(library: Path, search: Sequence[Path] = ()) -> dict[str, st
 
 
 def preload(paths: Iterable[Path], mode: int = ctypes.DEFAULT_MODE) -> None:
-    """Load libraries into this process, in this order, for good.
-
-    Raises:
-        UserError: One cannot be loaded.
-    """
+    """Load libraries into this process, in this order, for good."""
     for path in paths:
         try:
             ctypes.CDLL(str(path), mode=mode)
@@ -191,11 +155,7 @@ def preload(paths: Iterable[Path], mode: int = ctypes.DEFAULT_MODE) -> None:
 
 
 def mindspore_folder() -> Path:
-    """Where the MindSpore package lies, found without importing it.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Where the MindSpore package lies, found without importing it."""
     spec = importlib.util.find_spec("mindspore")
     if spec is None or spec.origin is None:
         raise UserError("MindSpore is not installed: pip install -r requirements.txt")
@@ -210,10 +170,7 @@ def activation_variables(wheels: Wheels) -> dict[str, str]:
 
 
 def wheels_problem(wheels: Wheels) -> str:
-    """What keeps these wheels from being used, in a few words; empty if they are complete.
-
-    No wheels at all are no problem where ``CUDA_HOME`` names a CUDA installation.
-    """
+    """What keeps these wheels from being used; empty if they are complete, or all missing but there is a CUDA_HOME."""
     if not wheels.missing:
         return ""
     if wheels.versions:
@@ -225,10 +182,7 @@ def activate_gpu() -> None:
     """Make MindSpore's GPU back end loadable in this process and its children. Call before MindSpore is imported.
 
     With NVIDIA's wheels in the environment these are used, whatever ``CUDA_HOME`` says; without them the CUDA
-    installation that ``CUDA_HOME`` names is left to MindSpore.
-
-    Raises:
-        UserError: The driver or libraries are missing; the message says which, and what to install.
+    installation that ``CUDA_HOME`` names is left to MindSpore. A UserError says what is missing and how to get it.
     """
     if "mindspore" in sys.modules:
         raise UserError("the GPU back end must be activated before MindSpore is imported")
@@ -253,10 +207,7 @@ def activate_gpu() -> None:
 
 
 def preload_mpi(prefix: Path) -> None:
-    """Load the MPI library that pip put into the environment, where MindSpore's own MPI part does not look for it.
-
-    Without one there (a system's MPI) nothing is to be done: the system's loader knows it.
-    """
+    """Load the MPI library that pip put into the environment: MindSpore does not look there, but finds a system's."""
     library = prefix / "lib" / "libmpi.so.40"
     if library.is_file():
         preload([library], ctypes.RTLD_GLOBAL)  # Open MPI's components look for its symbols among the global ones

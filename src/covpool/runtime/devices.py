@@ -10,9 +10,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from covpool.runtime.cuda import (
     DRIVER,
@@ -63,31 +62,19 @@ except Exception as error:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """Whether one kind of device can be used here.
+    """Whether one kind of device can be used here: if a computation on it gave the right result."""
 
-    Attributes:
-        device: 'CPU', 'GPU' or 'Ascend'.
-        problems: Why not; empty if it can be used.
-        versions: What was found: software by name, cards by number.
-        install: What would help.
-        libraries: Where the libraries of the back end are found (path, or None), those of MindSpore itself and of the
-            C library left out.
-    """
-
-    device: str
-    problems: tuple[str, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    install: tuple[str, ...] = ()
+    device: str  # 'CPU', 'GPU' or 'Ascend'
+    problems: tuple[str, ...] = ()  # why not
+    versions: Mapping[str, str] = field(default_factory=dict)  # what was found: software by name, cards by number
+    install: tuple[str, ...] = ()  # what would help
+    # Where the libraries of the back end are found, or None; without those of MindSpore itself and of any program.
     libraries: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
-        """Whether a computation on it gave the right result."""
+        """Whether there are no problems."""
         return not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"usable": self.usable, **{k: v for k, v in asdict(self).items() if k != "device"}}
 
     def text(self) -> str:
         """A few lines for a person."""
@@ -99,31 +86,23 @@ class DeviceReport:
 
 
 def check_device(device: str) -> DeviceReport:
-    """Look for everything that ``device`` needs; where all is there, compute on it in a process of its own.
-
-    Raises:
-        UserError: MindSpore is not installed, or ``ldd`` is missing.
-    """
-    return {"CPU": _check_cpu, "GPU": _check_gpu, "Ascend": _check_ascend}[device]()
-
-
-def _check_cpu() -> DeviceReport:
-    mindspore_folder()
-    return DeviceReport("CPU", tuple(_trial("CPU")), _common_versions())
+    """Look for everything that ``device`` needs; where all is there, compute on it in a process of its own."""
+    if device == "CPU":
+        mindspore_folder()
+        return DeviceReport("CPU", tuple(_trial("CPU")), _common_versions())
+    return _check_gpu() if device == "GPU" else _check_ascend()
 
 
 def _check_gpu() -> DeviceReport:
     wheels = find_wheels()
     problems, install = [], []
-    problem = wheels_problem(wheels)
-    if problem:
+    if problem := wheels_problem(wheels):
         problems.append(problem)
         install.append(INSTALL)
     variables = {} if wheels.missing else activation_variables(wheels)
     search = [Path(folder) for folder in variables.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
     libraries = _foreign(linked_libraries(mindspore_folder() / GPU_PLUGIN, search))
-    absent = [name for name, path in libraries.items() if path is None and name != DRIVER]
-    if absent:
+    if absent := [name for name, path in libraries.items() if path is None and name != DRIVER]:
         problems.append(f"libraries not found: {', '.join(absent)}")
     if libraries.get(DRIVER) is None:
         problems.append(f"no NVIDIA driver: {DRIVER} is not found")
@@ -137,8 +116,7 @@ def _check_gpu() -> DeviceReport:
 def _check_ascend() -> DeviceReport:
     libraries = _foreign(linked_libraries(mindspore_folder() / ASCEND_PLUGIN))
     problems: list[str] = []
-    absent = [name for name, path in libraries.items() if path is None]
-    if absent:
+    if absent := [name for name, path in libraries.items() if path is None]:
         problems.append(f"libraries of CANN not found: {', '.join(absent)}")
     cards = sorted(path.name for path in Path("/dev").glob("davinci[0-9]*"))
     if not cards:
@@ -154,14 +132,8 @@ def _trial(device: str) -> list[str]:
     # MindSpore leaves files in the working folder, so the child gets one that goes away.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = subprocess.run(
-                python_command(_TRIAL, device),
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=_TRIAL_LIMIT_S[device],
-                check=False,
-            )
+            options = {"cwd": folder, "capture_output": True, "text": True, "timeout": _TRIAL_LIMIT_S[device]}
+            done = subprocess.run(python_command(_TRIAL, device), check=False, **options)
         except subprocess.TimeoutExpired:
             return [f"a product of two small matrices took longer than {_TRIAL_LIMIT_S[device]} s"]
     if done.returncode == 0:
@@ -172,11 +144,8 @@ def _trial(device: str) -> list[str]:
 
 
 def _common_versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "mindspore": importlib.metadata.version("mindspore"),
-        "numpy": importlib.metadata.version("numpy"),
-    }
+    packages = {name: importlib.metadata.version(name) for name in ("mindspore", "numpy")}
+    return {"python": platform.python_version(), **packages}
 
 
 def _foreign(libraries: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -31,12 +31,7 @@ _PREFETCH = 4  # rows that a stage of the data pipeline keeps ready; MindSpore's
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a job, seen from one of them.
-
-    Attributes:
-        rank: Number of this process, from 0, among ``size``.
-        local_rank: Number of this process among the ``local_size`` on its host.
-    """
+    """The ranks of a job, seen from one of them: ``rank`` of ``size``, from 0; on this host ``local_rank``."""
 
     rank: int = 0
     size: int = 1
@@ -75,25 +70,21 @@ def launched_ranks() -> tuple[str, int]:
 
 
 def check_launch(run_distribute: bool, device_num: int) -> None:
-    """Compare the configuration with how the job was launched.
-
-    Raises:
-        UserError: With exit code 2, where the two contradict each other.
-    """
+    """Compare the configuration with how the job was launched; a contradiction is a UserError with exit code 2."""
     launcher, ranks = launched_ranks()
     if run_distribute and not launcher:
         raise UserError(
             f"run_distribute=True needs a launcher: mpirun -n {max(device_num, 2)} python train.py ... "
             "(or msrun); this process was started alone",
-            exit_code=2,
+            2,
         )
     if run_distribute and ranks != device_num:
-        raise UserError(f"device_num={device_num}, but {launcher} started {ranks} ranks; make them equal", exit_code=2)
+        raise UserError(f"device_num={device_num}, but {launcher} started {ranks} ranks; make them equal", 2)
     if not run_distribute and ranks > 1:
         raise UserError(
             f"{launcher} started {ranks} ranks, but run_distribute is False: each would train alone; "
             f"add --run_distribute=True --device_num={ranks}",
-            exit_code=2,
+            2,
         )
 
 
@@ -109,18 +100,9 @@ def session(
     """Set the device context and join the job that the launcher made, or be a world of one.
 
     MindSpore is told to train data-parallel with averaged gradients. Nothing of the job outlives it: the scheduler
-    ends with rank 0, however that ends. The program ends with :func:`leave`.
-
-    Args:
-        mode: 'GRAPH' or 'PYNATIVE'.
-        device_target: 'CPU', 'GPU' or 'Ascend'.
-        device_id: Number of the device on this host; by default the local rank.
-        run_distribute: Whether a launcher started several ranks.
-        device_num: The number of ranks that is expected.
-        rank_timeout: Seconds of silence after which a rank counts as lost (under mpirun on CPU).
-
-    Raises:
-        UserError: Where launcher and arguments contradict each other, or the device is not there.
+    ends with rank 0, however that ends. The program ends with :func:`leave`. Arguments are those of the configuration;
+    the device is by default that of the local rank. A UserError says that the device is not there, or what the
+    launcher contradicts.
     """
     check_launch(run_distribute, device_num)
     under_mpi = launched_ranks()[0] == "mpirun"  # asked before the variables of msrun are set as well
@@ -165,9 +147,6 @@ def set_context(mode: str, device_target: str, device_id: int = 0) -> None:
 
     MindSpore's runtime makes threads for all cores of the machine. They wait for each other actively: confined to one
     of 16 cores (`taskset`, a container, the jobs of a study) a training of 1100 images/s did not end a step in minutes.
-
-    Raises:
-        UserError: If the device target is not usable on this machine.
     """
     import mindspore as ms
 
@@ -200,12 +179,10 @@ def _join(under_mpi: bool) -> World:
     with _without_chatter():
         comm.init()
     rank, size = comm.get_rank(), comm.get_group_size()
-    ms.set_auto_parallel_context(
-        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=size, global_rank=rank
-    )
-    local_rank, local_size = _local(rank, size)
+    mode = ms.ParallelMode.DATA_PARALLEL
+    ms.set_auto_parallel_context(parallel_mode=mode, gradients_mean=True, device_num=size, global_rank=rank)
     collectives = _mpi_collectives(size) if under_mpi else _device_collectives(rank, size)
-    return World(rank, size, local_rank, local_size, *collectives)
+    return World(rank, size, *_local(rank, size), *collectives)
 
 
 @contextmanager

@@ -40,16 +40,9 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[P
 
     The temporary file keeps the ending of ``path`` and lies in a new folder beside it that nobody else may enter, so
     no link can be waiting there, and whatever else a writer puts there vanishes. The file gets the permissions of any
-    new file, whatever its writer chose (MindSpore makes its files readable by their owner alone). On an error an
-    earlier file stays as it was.
-
-    Args:
-        path: The file.
-        durable: Whether to wait until it is on the disk, for milliseconds; else it may be empty after a power failure.
-
-    Raises:
-        OSError: The file cannot be written, or a device, FIFO or socket is there.
-        UserError: Path or content have bytes that are no UTF-8, which the writer does not take.
+    new file, whatever its writer chose (MindSpore makes its files readable by their owner alone). On an error, such as
+    a device, FIFO or socket in its place, what is there stays as it was. A file that is not ``durable`` may be empty
+    after a power failure: nobody waits, for milliseconds, until it is on the disk.
     """
     target = Path(path)
     opened = target.is_symlink() and str(target.readlink()).startswith("/proc/")  # /dev/stdout
@@ -75,12 +68,9 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[P
 def whole_folder(output: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes ``output`` when the block ends well and vanishes when it does not.
 
-    That a process was killed outright is noticed by the next one that makes a folder there: it removes what was left.
-
-    Raises:
-        UserError: The output exists and is no empty folder, or cannot be written.
+    What a killed process left there is removed first. A UserError says that the output exists or cannot be written.
     """
-    try:
+    with os_errors_as(f"cannot write {output}"):
         if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists already: choose another name or remove it")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +82,6 @@ def whole_folder(output: Path) -> Iterator[Path]:
             os.sync()  # one call for all files
             partial.replace(output)
             _sync(output.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -114,14 +102,11 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 def check_writable(path: Path) -> None:
     """See whether a file can be written, without touching anything: what a full disk or quota does shows later.
 
-    Raises:
-        OSError: It is a folder or its name too long, or the nearest folder that exists is none or cannot be written.
+    An OSError says that it is a folder, its name too long, or the nearest folder that exists cannot be written.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    folder = path.absolute().parent
-    while not os.path.lexists(folder):
-        folder = folder.parent
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder", os.fspath(path))
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -158,10 +143,7 @@ def remove_leftovers(folder: Path) -> None:
 def open_regular(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
     """Open a regular file to read (``r``, ``rb``) or to append (``a``, ``ab``); text is UTF-8.
 
-    Opening a FIFO would wait for somebody at its other end.
-
-    Raises:
-        OSError: It is a folder, FIFO, device or socket, or cannot be opened.
+    Anything else is an OSError: opening a FIFO would wait for somebody at its other end.
     """
     access = os.O_WRONLY | os.O_APPEND | os.O_CREAT if mode[0] == "a" else os.O_RDONLY
     irregular = OSError(errno.EINVAL, "not a regular file", os.fspath(path))
@@ -175,9 +157,9 @@ def open_regular(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
     if stat.S_ISREG(kind):
         return os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8")
     os.close(handle)
-    raise (
-        IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)) if stat.S_ISDIR(kind) else irregular
-    )
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise irregular
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -216,15 +198,12 @@ def _workspace(target: Path) -> Iterator[Path]:
 @contextmanager
 def _ended_by_exception() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise SystemExit within the block where they would end the process on the spot."""
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL
-    ]
 
     def leave(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(n) is signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, leave)
     try:

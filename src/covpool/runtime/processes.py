@@ -36,13 +36,9 @@ def python_command(code: str, *arguments: object) -> list[str]:
 def start_watcher_process(
     module: str, *arguments: object, descriptors: Collection[int] = (), variables: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Run ``main`` of a module of this room in a small process that ends with this one; it has the standard library.
+    """Run ``main`` of a module of this room ('watch') in a small process that ends with this one.
 
-    Args:
-        module: Its name, such as 'watch'.
-        arguments: What ``main`` gets, as texts.
-        descriptors: Open files that it gets.
-        variables: More environment variables. Unlike arguments other users cannot read them.
+    It has the standard library, the arguments as texts, open files and, unseen by other users, environment variables.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WATCHER.format(module), str(_HOME), *map(str, arguments)],
@@ -65,17 +61,14 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    before = os.environ.get("PYTHONSAFEPATH")
+    before = os.environ.get("PYTHONSAFEPATH", "")  # empty means the same as unset
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, ends_with_this_process()) as pool:
             yield pool
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        os.environ["PYTHONSAFEPATH"] = before
 
 
 def ends_with_this_process() -> partial[None]:

@@ -25,19 +25,12 @@ init()
 
 @dataclass
 class Joined:
-    """What this process did to join a job.
+    """What this process did to join a job."""
 
-    Attributes:
-        under_mpi: Whether the ranks of ``MPI.COMM_WORLD`` were pointed to a scheduler of this project.
-        scheduler: That scheduler, in the process that started it.
-        watcher: Notices lost ranks.
-        watched: This rank, and where the watchers meet.
-    """
-
-    under_mpi: bool = False
-    scheduler: subprocess.Popen[bytes] | None = None
-    watcher: subprocess.Popen[bytes] | None = None
-    watched: tuple[int, Post] = (0, Post())
+    under_mpi: bool = False  # whether the ranks of MPI.COMM_WORLD were pointed to a scheduler of this project
+    scheduler: subprocess.Popen[bytes] | None = None  # in the process that started it
+    watcher: subprocess.Popen[bytes] | None = None  # notices lost ranks
+    watched: tuple[int, Post] = (0, Post())  # this rank, and where the watchers meet
 
 
 # Like MPI.COMM_WORLD, one for each process.
@@ -47,8 +40,7 @@ joined = Joined()
 def join_under_mpi(rank_timeout: float) -> None:
     """Start the scheduler from rank 0 and point every rank of ``MPI.COMM_WORLD`` to it.
 
-    Raises:
-        UserError: On every rank, if the scheduler does not start.
+    If it does not start, every rank raises a UserError.
     """
     from mpi4py import MPI
 
@@ -58,8 +50,13 @@ def join_under_mpi(rank_timeout: float) -> None:
     listener = None
     joined.under_mpi = True
     if rank == 0:
-        host = "127.0.0.1" if _one_host() else _own_address()
-        address = (host, _free_port(host))
+        # The address by which other hosts reach this one, where there are any.
+        one_host = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ.get("OMPI_COMM_WORLD_SIZE")
+        named = os.environ.get("GCP_SCHEDULER_HOST")
+        host = "127.0.0.1" if one_host else named or socket.gethostbyname(socket.gethostname())
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+            address = (host, int(probe.getsockname()[1]))
         listener = open_listener(host)
         post = Post(listener.getsockname(), secrets.token_hex(16))
         joined.scheduler = _start_scheduler(address, size)
@@ -108,30 +105,6 @@ def _listens(port: int) -> bool:
 
     Asked of the kernel, since a test connection would count as a worker that went away.
     """
-    listening = "0A"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with Path(table).open() as lines:
-                next(lines)
-                for line in lines:
-                    fields = line.split()
-                    if fields[3] == listening and int(fields[1].rsplit(":", 1)[1], 16) == port:
-                        return True
-        except FileNotFoundError:
-            continue
-    return False
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _one_host() -> bool:
-    return os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == os.environ.get("OMPI_COMM_WORLD_SIZE")
-
-
-def _own_address() -> str:
-    """The address by which other hosts reach this one: ``GCP_SCHEDULER_HOST``, or that of the host's name."""
-    return os.environ.get("GCP_SCHEDULER_HOST") or socket.gethostbyname(socket.gethostname())
+    tables = [table for table in map(Path, ("/proc/net/tcp", "/proc/net/tcp6")) if table.exists()]
+    sockets = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    return any(fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port for fields in sockets)

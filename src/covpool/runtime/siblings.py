@@ -23,15 +23,11 @@ _LAUNCHERS = ("msrun", "mindspore.parallel.cluster.run")
 
 
 class SiblingWatcher:
-    """Watches msrun and what it started, for the process that started it.
+    """Watches the msrun ``launcher`` and what it started, for the process that started it.
 
     The ranks' watchers look at the scheduler and at msrun, the scheduler's looks at the ranks and at msrun, which
-    itself ends all ranks of its host when one is lost.
-
-    Args:
-        process: That process.
-        launcher: The msrun that started it.
-        grace: Seconds that the processes of a job which ends by itself may end apart.
+    itself ends all ranks of its host when one is lost. The processes of a job that ends by itself end within ``grace``
+    seconds.
     """
 
     def __init__(self, process: int, launcher: int, grace: float) -> None:

@@ -22,13 +22,10 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """The first of :data:`SIGNALS` that this process received while it was :meth:`deferring` them.
+    """The first of :data:`SIGNALS` that this process received while it was :meth:`deferring` them: ``received`` or 0.
 
     A thread receives the signals, which are blocked in all others: while it runs a graph, MindSpore turns SIGINT into
     SIGTERM by a handler of its own. Hence :meth:`listening` must begin before MindSpore or NumPy start their threads.
-
-    Attributes:
-        received: Its number; 0 for none.
     """
 
     def __init__(self) -> None:

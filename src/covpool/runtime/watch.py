@@ -32,15 +32,10 @@ _TOKEN = "COVPOOL_WATCH_TOKEN"  # noqa: S105 - the name of a variable
 
 @dataclass(frozen=True)
 class Post:
-    """Where the watchers of a job meet.
+    """Where the watchers of a job meet."""
 
-    Attributes:
-        address: Where rank 0's watcher listens.
-        token: 32 hexadecimal digits that every datagram begins with.
-    """
-
-    address: tuple[str, int] = ("", 0)
-    token: str = ""
+    address: tuple[str, int] = ("", 0)  # where rank 0's watcher listens
+    token: str = ""  # 32 hexadecimal digits that every datagram begins with
 
     def message(self, kind: str, rank: int, process: int) -> bytes:
         """A datagram of a rank: it is 'here', 'hangs' or says 'bye'."""
@@ -60,10 +55,8 @@ class Watcher:
     """Watches the other ranks (rank 0) or rank 0 (every other), for the rank whose process started it.
 
     Args:
-        rank: That rank.
-        size: Number of ranks.
+        rank: That rank, of ``size``.
         listener: Rank 0's socket; a fresh one on other ranks.
-        post: Where the watchers meet.
         timeout: Seconds of silence, or of hanging, after which a rank counts as lost.
         process: Process of the rank.
         scheduler: Process of MindSpore's scheduler; 0 where it is not this rank's.

@@ -21,11 +21,11 @@ from covpool.errors import UserError
 from covpool.evaluation import Evaluation, evaluate, numpy_batches, write_report
 from covpool.evaluation.evaluate import describe_overflow
 from covpool.plots import plot_curves
-from covpool.runtime.command import shows_bar
+from covpool.runtime.command import clock, shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.signals import Interrupted, StopRequest
 from covpool.training.logs import logging_to_run
-from covpool.training.progress import EpochProgress, clock, speed_text
+from covpool.training.progress import EpochProgress, speed_text
 from covpool.training.ranks import agreed_signal, average_statistics, check_ranks_agree
 from covpool.training.run_folder import RunFolder
 from covpool.training.start import Training, begin, prepare

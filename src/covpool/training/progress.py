@@ -13,7 +13,7 @@ from mindspore.train import Callback
 
 from covpool.checkpoints.state import Position
 from covpool.errors import UserError
-from covpool.runtime.command import progress_bar
+from covpool.runtime.command import clock, progress_bar
 from covpool.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -157,11 +157,3 @@ class EpochProgress(Callback):
 def speed_text(images_per_s: float) -> str:
     """A speed to follow other figures; nothing where it is not known, as in an epoch of one step."""
     return "" if math.isnan(images_per_s) else f", {images_per_s:.0f} images/s"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour; a dash where unknown."""
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}" if minutes >= 60 else f"{minutes}:{second:02d}"
