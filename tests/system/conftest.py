@@ -13,6 +13,8 @@ import psutil
 import pytest
 from road_commands import ROOT, SMALL, Run, make_folder
 
+from covpool import cli
+
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -46,6 +48,23 @@ def run() -> Run:
         return done
 
     return run
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process: for tests of what it does, not of how its process starts and ends."""
+
+    def here(command: Sequence[str], cwd: Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        words = [word.replace(".py", "") if word.endswith(".py") else word for word in command if word != "python"]
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        code = cli.run(words)
+        done = subprocess.CompletedProcess(list(command), code, *capfd.readouterr())
+        if expect is not None:
+            assert code == expect, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return here
 
 
 def _processes(key: str, value: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -84,81 +83,68 @@ def test_eval_repeats_the_evaluation_of_training(trained: Path, images: Path, ru
     ],
 )
 def test_wrong_checkpoint_is_one_clear_line(
-    trained: Path, images: Path, run: Run, tmp_path: Path, change: str, message: str
+    trained: Path, images: Path, here: Run, tmp_path: Path, change: str, message: str
 ) -> None:
     checkpoint = f"--checkpoint_file_path={trained / 'checkpoints' / 'best.ckpt'}"
-    done = run(
-        ["python", "eval.py", CONFIG, *SMALL, f"--data_path={images}", checkpoint, change], cwd=tmp_path, expect=None
-    )
+    done = here(["eval.py", CONFIG, *SMALL, f"--data_path={images}", checkpoint, change], cwd=tmp_path, expect=None)
     assert done.returncode in (1, 2)
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
     assert "result:" not in done.stdout
 
 
-def test_export_and_predict(trained: Path, images: Path, run: Run, tmp_path: Path) -> None:
+def test_export_and_predict(trained: Path, images: Path, here: Run, tmp_path: Path) -> None:
+    """tests/export/test_command_lines.py starts these commands as a user does."""
     checkpoint = f"--checkpoint_file_path={trained / 'checkpoints' / 'best.ckpt'}"
-    done = run(["python", "export.py", CONFIG, *SMALL, checkpoint, "--file_name=net"], cwd=tmp_path)
+    done = here(["export.py", CONFIG, *SMALL, checkpoint, "--file_name=net"], cwd=tmp_path)
     assert "exported: net.mindir" in done.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["net.mindir"]
-    done = run(
-        ["covpool", "predict", "--file", "net.mindir", "--images", str(images / "val" / "bag"), "--top", "2"],
-        cwd=tmp_path,
-    )
+    bags = images / "val" / "bag"
+    done = here(["predict", "--file", "net.mindir", "--images", str(bags), "--top", "2"], cwd=tmp_path)
     lines = done.stdout.splitlines()
-    assert len(lines) == len(list((images / "val" / "bag").iterdir()))
+    assert len(lines) == len(list(bags.iterdir()))
     assert all("%" in line and line.count(",") == 1 for line in lines)
 
 
-def test_resumed_training_equals_the_uninterrupted_one(trained: Path, images: Path, run: Run, tmp_path: Path) -> None:
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run"]
+@pytest.fixture(scope="module")
+def resumed(
+    trained: Path, images: Path, run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The same training from its first checkpoint, with checkpoints within the second epoch."""
+    work = tmp_path_factory.mktemp("resumed")
+    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--save_checkpoint_steps=4"]
     first = trained / "checkpoints" / "epoch_0001.ckpt"
-    done = run([*command, f"--resume_ckpt={first}"], cwd=tmp_path)
-    assert f"resumed from {first} after epoch 1" in done.stdout
-    assert_same_end(trained, tmp_path / "run")
+    return work / "run", run([*command, "--output_path=run", f"--resume_ckpt={first}"], cwd=work)
 
 
-def test_a_second_run_moves_the_first_aside(images: Path, run: Run, tmp_path: Path) -> None:
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run", "--epoch_size=1"]
-    run(command, cwd=tmp_path)
-    done = run(command, cwd=tmp_path)
-    assert "held an earlier run" in done.stdout
-    assert (tmp_path / "run" / "earlier-1" / "checkpoints" / "epoch_0001.ckpt").is_file()
-    assert len(RunFolder(tmp_path / "run").records("epoch")) == 1
+def test_resumed_training_equals_the_uninterrupted_one(
+    trained: Path, resumed: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    folder, done = resumed
+    assert f"resumed from {trained / 'checkpoints' / 'epoch_0001.ckpt'} after epoch 1" in done.stdout
+    assert_same_end(trained, folder)
 
 
-def test_fine_tuning_on_other_classes(trained: Path, images: Path, run: Run, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        for name in ("bag", "coat", "dress"):
-            (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
-            (tmp_path / "data" / split / name).symlink_to(images / split / name)
-    best = trained / "checkpoints" / "best.ckpt"
-    command = ["python", "train.py", CONFIG, *SMALL, "--data_path=data", "--epoch_size=1", "--output_path=run"]
-    done = run([*command, "--class_num=3", f"--pre_trained={best}"], cwd=tmp_path)
-    assert "without its classifier: it has other classes" in done.stdout
-    done = run([*command, f"--pre_trained={best}", "--class_num=2"], cwd=tmp_path, expect=2)
-    assert "has 3 classes" in done.stderr and "--class_num=3" in done.stderr
+def test_a_checkpoint_within_an_epoch_resumes_bit_identical(
+    trained: Path,
+    resumed: tuple[Path, subprocess.CompletedProcess[str]],
+    images: Path,
+    here: Run,
+    tmp_path: Path,
+) -> None:
+    saved = resumed[0] / "checkpoints" / "epoch_0001_step_00000018.ckpt"
+    command = ["train.py", CONFIG, *SMALL, f"--data_path={images}", f"--resume_ckpt={saved}"]
+    here([*command, "--output_path=two"], cwd=tmp_path)
+    assert_same_end(trained, tmp_path / "two")
+    done = here([*command, "--batch_size=16", "--output_path=three"], cwd=tmp_path, expect=1)
+    assert "was saved within an epoch of 10 steps; here an epoch has 20" in done.stderr
 
 
-def test_a_loss_that_is_no_number_stops_the_training(images: Path, run: Run, tmp_path: Path) -> None:
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run"]
-    done = run([*command, "--lr_max=1e30", "--weight_decay=0"], cwd=tmp_path, expect=1)
+def test_a_loss_that_is_no_number_stops_the_training(images: Path, here: Run, tmp_path: Path) -> None:
+    command = ["train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run"]
+    done = here([*command, "--lr_max=1e30", "--weight_decay=0"], cwd=tmp_path, expect=1)
     assert done.stderr.startswith("error: the loss is ") and "at step" in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
-
-
-@pytest.mark.parametrize("level", ["O1", "O2", "O3", "auto"])
-def test_mixed_precision_trains_or_says_why_not(images: Path, run: Run, tmp_path: Path, level: str) -> None:
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run", "--epoch_size=1"]
-    done = run([*command, f"--amp_level={level}"], cwd=tmp_path)
-    (epoch,) = RunFolder(tmp_path / "run").records("epoch")
-    assert epoch["loss"] < 2.6, done.stdout
-
-
-def test_pynative_mode(images: Path, run: Run, tmp_path: Path) -> None:
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run", "--epoch_size=1"]
-    done = run([*command, "--mode_name=PYNATIVE_MODE"], cwd=tmp_path)
-    assert "PYNATIVE mode" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "export.py"])
@@ -185,9 +171,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+ALL = pytest.mark.only_with_all
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ALL), pytest.param(signal.SIGUSR1, marks=ALL)]
+)
 def test_a_signal_saves_and_the_resumed_run_ends_bit_identical(
-    trained: Path, images: Path, run: Run, tmp_path: Path, number: signal.Signals
+    trained: Path, images: Path, here: Run, tmp_path: Path, number: signal.Signals
 ) -> None:
     process = start(tmp_path, images, "--log_interval=1")
     log = tmp_path / "run" / "metrics.jsonl"
@@ -198,23 +189,10 @@ def test_a_signal_saves_and_the_resumed_run_ends_bit_identical(
     assert errors.startswith(f"error: stopped by {number.name} after step ")
     (saved,) = (tmp_path / "run" / "checkpoints").glob("epoch_0000_step_*.ckpt")
     assert read_checkpoint(saved).about["step"] >= 2
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run"]
-    done = run([*command, "--resume_ckpt=auto"], cwd=tmp_path)
+    command = ["train.py", CONFIG, *SMALL, f"--data_path={images}", "--output_path=run", "--resume_ckpt=auto"]
+    done = here(command, cwd=tmp_path)
     assert f"resumed from run/checkpoints/{saved.name} after epoch 0 and" in done.stdout
     assert_same_end(trained, tmp_path / "run")
-
-
-def test_a_checkpoint_within_an_epoch_resumes_bit_identical(
-    trained: Path, images: Path, run: Run, tmp_path: Path
-) -> None:
-    command = ["python", "train.py", CONFIG, *SMALL, f"--data_path={images}"]
-    run([*command, "--output_path=one", "--save_checkpoint_steps=4"], cwd=tmp_path)
-    assert_same_end(trained, tmp_path / "one")
-    saved = tmp_path / "one" / "checkpoints" / "epoch_0001_step_00000018.ckpt"
-    run([*command, "--output_path=two", f"--resume_ckpt={saved}"], cwd=tmp_path)
-    assert_same_end(trained, tmp_path / "two")
-    done = run([*command, "--batch_size=16", f"--resume_ckpt={saved}", "--output_path=three"], cwd=tmp_path, expect=1)
-    assert "was saved within an epoch of 10 steps; here an epoch has 20" in done.stderr
 
 
 def assert_same_end(one: Path, two: Path) -> None:
@@ -223,17 +201,3 @@ def assert_same_end(one: Path, two: Path) -> None:
     last, again = (RunFolder(folder).records("epoch")[-1] for folder in (one, two))
     for key in ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss"):
         assert last[key] == again[key], key
-
-
-def test_bad_images_stop_the_training_or_are_left_out(images: Path, run: Run, tmp_path: Path) -> None:
-    shutil.copytree(images, tmp_path / "data")
-    victims = sorted((tmp_path / "data" / "train" / "coat").iterdir())[:2]
-    victims[0].write_bytes(victims[0].read_bytes()[:100])
-    victims[1].write_bytes(b"")
-    command = ["python", "train.py", CONFIG, *SMALL, "--data_path=data", "--epoch_size=1"]
-    done = run([*command, "--output_path=one"], cwd=tmp_path, expect=1)
-    assert "damaged image" in done.stderr and str(Path("data") / "train" / "coat") in done.stderr
-    done = run([*command, "--output_path=two", "--bad_images=skip"], cwd=tmp_path)
-    assert "2 bad images of train left out, 318 used" in done.stdout and victims[0].name in done.stdout
-    (epoch,) = RunFolder(tmp_path / "two").records("epoch")
-    assert epoch["num_samples"] == 103
