@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mindspore as ms
@@ -83,7 +83,7 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
             "this recipe is for pre-trained weights (--pre_trained=FILE), and there are none: for a training from "
             "scratch take config/own_images.yaml"
         )
-    state.about = description(config, train)
+    state = replace(state, about=description(config, train))
     model = build_step(config, network, optimizer, world)
     plan = Plan(config.epoch_size, steps, rates, config.batch_size * world.size, config.log_interval)
     return Training(config, world, folder, train, val, plan, state, model, start, resumed, bad_images)
