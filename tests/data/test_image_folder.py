@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covpool.data import open_source, pipeline_error
+from covpool.data import open_source, pipeline_errors
 from covpool.errors import UserError
 from tests.data.image_files import dataset
 
@@ -222,13 +222,9 @@ def test_a_damaged_file_is_named_in_one_line(
     source = open_source("image_folder", tmp_path, "train")
     damage(bad, how)
     made = dataset(source, training=False, image_size=4, batch_size=2)
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(UserError, match=message) as raised, pipeline_errors():
         batches(made)
-    error = pipeline_error(raised.value)
-    assert isinstance(error, UserError)
-    with pytest.raises(UserError, match=message):
-        raise error
-    assert bad.name in str(error) and "\n" not in str(error)
+    assert bad.name in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF", "TIFF"])
@@ -239,7 +235,8 @@ def test_a_format_the_decoder_lacks_is_named(tmp_path: Path, write_image: Callab
 
 
 def test_other_errors_are_not_taken_for_the_users() -> None:
-    assert pipeline_error(RuntimeError("UserError: in the middle of something")) is None
+    with pytest.raises(RuntimeError), pipeline_errors():
+        raise RuntimeError("UserError: in the middle of something")
 
 
 def test_whole_files_with_odd_ends_are_read(tmp_path: Path, write_image: Callable) -> None:

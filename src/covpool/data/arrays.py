@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -62,9 +62,6 @@ class ArraySource(Source):
     def read(self, index: int) -> np.ndarray:
         """Return one image, uint8 (H, W, C)."""
         return self.images[index]
-
-    def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
-        return {"images": self.images[chosen]}
 
 
 def array_source(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
@@ -31,15 +31,12 @@ _CONVERSIONS = {
     "PA": "a palette with alpha",
     "LA": "gray with alpha, which is dropped",
     "RGBA": "colour with alpha, which is dropped",
-    "CMYK": "CMYK",
-    "I": "16-bit gray",
-    "I;16": "16-bit gray",
-    "I;16B": "16-bit gray",
+    **dict.fromkeys(("I", "I;16", "I;16B"), "16-bit gray"),
 }
 _FEW = 256  # files that are not worth starting processes for
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing about a file or folder."""
 
@@ -116,11 +113,8 @@ def _inspect(path: Path, wants_digest: bool, max_pixels: int) -> tuple[list[Find
 
 def _notes(image: ImageFile, ending: str, max_pixels: int) -> Iterator[Finding]:
     """What training does to an image that not everybody may expect."""
-    mode = _CONVERSIONS.get(image.mode)
-    if mode is None and image.mode not in ("RGB", "L"):
-        mode = image.mode
-    if mode is not None:
-        yield Finding(False, "converted", f"is {mode}; becomes RGB of 8 bits")
+    if image.mode not in ("RGB", "L"):
+        yield Finding(False, "converted", f"is {_CONVERSIONS.get(image.mode, image.mode)}; becomes RGB of 8 bits")
     elif "transparency" in image.info:
         yield Finding(False, "converted", "has a transparent colour, which is kept as a colour")
     if getattr(image, "is_animated", False):
@@ -146,16 +140,20 @@ def _orientation(image: ImageFile) -> int:
     return value if isinstance(value, int) else 1
 
 
-@dataclasses.dataclass
+@dataclass
 class Report:
     """What the check of an image folder came to."""
 
     # number of image files by split, bad ones included
-    images: dict[str, int] = dataclasses.field(default_factory=dict)
-    classes: dict[str, int] = dataclasses.field(default_factory=dict)  # number of class folders by split
+    images: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)  # number of class folders by split
     # problems and notes: of files in the order of their paths, then of classes, then of the whole
-    findings: list[Finding] = dataclasses.field(default_factory=list)
-    clean: list[str] = dataclasses.field(default_factory=list)  # images that can be used, as ``<split>/<class>/<file>``
+    findings: list[Finding] = field(default_factory=list)
+    clean: list[str] = field(default_factory=list)  # images that can be used, as ``<split>/<class>/<file>``
+
+    def add(self, is_problem: bool, kind: str, text: str, path: str) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(is_problem, kind, text, printable(path)))
 
     @property
     def problems(self) -> list[Finding]:
@@ -195,7 +193,7 @@ def check_image_folder(
     digests: dict[bytes, str] = {}
     for (found, digest), path in zip(progress(results, len(paths)), paths):  # in this order the bar sees the end
         split, label, _ = path.split("/")
-        report.findings += [dataclasses.replace(finding, path=printable(path)) for finding in found]
+        report.findings += [replace(finding, path=printable(path)) for finding in found]
         if not _is_image(path):
             continue
         if not any(finding.is_problem for finding in found):
@@ -205,7 +203,7 @@ def check_image_folder(
             digests[digest] = path
         elif digest in digests:
             text = f"has the same content as {printable(digests[digest])}"
-            report.findings.append(Finding(False, "duplicate", text, printable(path)))
+            report.add(False, "duplicate", text, path)
     report.images = {split: sum(_is_image(p) for p in paths if p.startswith(f"{split}/")) for split in SPLITS}
     report.classes = {split: len(listed[split]) for split in SPLITS}
     _check_classes(listed, good, min_images, report)
@@ -218,7 +216,7 @@ def _list_split(root: Path, split: str, report: Report) -> dict[str, list[str]]:
     if not (root / split).is_dir():
         is_needed = split == "train"
         what = "is missing: the classes are its folders" if is_needed else "is missing: val_fraction can replace it"
-        report.findings.append(Finding(is_needed, "no folder", what, split))
+        report.add(is_needed, "no folder", what, split)
         return {}
     classes: dict[str, list[str]] = {}
     for name in _entries(root / split, split, report, want_folders=True):
@@ -232,25 +230,23 @@ def _entries(folder: Path, place: str, report: Report, want_folders: bool) -> li
     try:
         entries = sorted(visible(folder), key=lambda entry: entry.name)
     except UserError:
-        report.findings.append(Finding(True, "unreadable", "the folder cannot be listed", printable(place)))
+        report.add(True, "unreadable", "the folder cannot be listed", place)
         return []
     names = []
     for entry in entries:
-        path = printable(f"{place}/{entry.name}")
+        path = f"{place}/{entry.name}"
         if leads_nowhere(entry):
-            report.findings.append(Finding(True, "broken link", "the symbolic link leads nowhere", path))
+            report.add(True, "broken link", "the symbolic link leads nowhere", path)
         elif is_folder(entry) if want_folders else entry.is_file():
             names.append(entry.name)
         else:
             what = "a file beside the class folders" if want_folders else "no file: folders in a class are not entered"
-            report.findings.append(Finding(False, "left out", what, path))
+            report.add(False, "left out", what, path)
     return names
 
 
 def _check_classes(listed: dict[str, dict[str, list[str]]], good: Counter[str], least: int, report: Report) -> None:
-    def add(is_problem: bool, kind: str, text: str, path: str = "") -> None:
-        report.findings.append(Finding(is_problem, kind, text, printable(path)))
-
+    add = report.add
     for split, classes in listed.items():
         for label, members in classes.items():
             place = f"{split}/{label}"

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -31,11 +31,6 @@ class FolderSource(Source):
     # paths below ``root`` as bytes, shape (n,): a third of the memory of a million strings, and names that are no valid
     # UTF-8 keep their bytes
     files: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, "S1"))
-
-    @property
-    def image_shape(self) -> Optional[tuple[int, int, int]]:
-        """None: files of any size."""
-        return None
 
     def path(self, index: int) -> Path:
         """Return the path of one image."""
@@ -63,9 +58,6 @@ class FolderSource(Source):
                 state = f"error {error.errno}"
             digest.update(bytes(self.files[index]) + b"\0" + state.encode() + b"\0")
         return digest.hexdigest()
-
-    def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
-        return {"files": self.files[chosen]}
 
 
 def open_image_folder(

@@ -23,7 +23,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -79,11 +79,6 @@ class MindRecordSource(Source):
     lengths: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, np.int64))
     handles: _Handles = dataclasses.field(repr=False, compare=False, default_factory=lambda: _Handles(()))
 
-    @property
-    def image_shape(self) -> Optional[tuple[int, int, int]]:
-        """None: encoded images of any size."""
-        return None
-
     def describe(self, index: int) -> str:
         """Return shard and original path of one image."""
         return f"{self.shards[self.shard_of[index]]}:{printable(os.fsdecode(self.files[index]))}"
@@ -105,9 +100,6 @@ class MindRecordSource(Source):
         """Return names, sizes and times of change of the shards, and which images are taken."""
         found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.shards]
         return hashlib.sha256(repr(found).encode() + self.shard_of.tobytes() + self.offsets.tobytes()).hexdigest()
-
-    def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
-        return {name: getattr(self, name)[chosen] for name in ("files", "shard_of", "offsets", "lengths")}
 
 
 def open_mindrecord(folder: Path, split: str) -> MindRecordSource:

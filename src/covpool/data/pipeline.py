@@ -121,22 +121,16 @@ def create_dataset(
     return dataset.batch(batch_size, drop_remainder=augmentation is not None, num_parallel_workers=workers)
 
 
-def pipeline_error(error: BaseException) -> Optional[UserError]:
-    """The UserError that a source raised in a worker thread, and what helps; None if another error stopped it."""
-    found = _RAISED.search(str(error))
-    return UserError(f"{found.group(1)} ({_ADVICE})") if found else None
-
-
 @contextmanager
 def pipeline_errors() -> Iterator[None]:
-    """Turn an error of the pipeline within the block into the source's own, where there is one."""
+    """Turn an error of the pipeline within the block into the source's own, with what helps, where there is one."""
     try:
         yield
     except RuntimeError as error:
-        cause = pipeline_error(error)
-        if cause is None:
+        found = _RAISED.search(str(error))
+        if not found:
             raise
-        raise cause from error
+        raise UserError(f"{found[1]} ({_ADVICE})") from error
 
 
 class _Rows:
@@ -175,12 +169,9 @@ def _apply(dataset: Any, stages: Sequence[Stage], workers: int) -> Any:
     for python, group in itertools.groupby(stages, key=lambda stage: stage[0] != "operator"):
         members = list(group)
         columns = ["image", "draws"] if any(kind == "draws" for kind, _ in members) else ["image"]
-        operations: list[Callable[..., Any]] = [operator for _, operator in members]
-        if python:
-            operations = [partial(_run, members)]
-        dataset = dataset.map(
-            operations, columns, ["image"], num_parallel_workers=workers, python_multiprocessing=False
-        )
+        done: list[Callable[..., Any]] = [operator for _, operator in members]
+        done = [partial(_run, members)] if python else done
+        dataset = dataset.map(done, columns, ["image"], num_parallel_workers=workers, python_multiprocessing=False)
     return dataset
 
 

@@ -22,7 +22,7 @@ SPLITS = ("train", "val")
 
 @dataclasses.dataclass(frozen=True)
 class Source(ABC):
-    """The images of one split, addressed by index. Listing and checking happen once, when it is opened."""
+    """The images of one split, addressed by index; every array holds one value an image. Checked once, when opened."""
 
     name: str  # data set name, as in messages
     split: str  # ``"train"`` or ``"val"``
@@ -38,9 +38,9 @@ class Source(ABC):
         return len(self.labels)
 
     @property
-    @abstractmethod
     def image_shape(self) -> Optional[tuple[int, int, int]]:
         """(H, W, C) of every image, or None when images are encoded files of any size, to be decoded as RGB."""
+        return None
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
@@ -68,11 +68,9 @@ class Source(ABC):
     def subset(self, indices: Sequence[int]) -> Source:
         """Return a source with only these images, in this order (for clean lists and small runs)."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return dataclasses.replace(self, labels=frozen(self.labels[chosen]), **self._subset_fields(chosen))
-
-    @abstractmethod
-    def _subset_fields(self, chosen: np.ndarray) -> dict[str, Any]:
-        """Return the fields that hold the images, of these images only."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays: dict[str, Any] = {name: frozen(v[chosen]) for name, v in values.items() if isinstance(v, np.ndarray)}
+        return dataclasses.replace(self, **arrays)
 
 
 def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:

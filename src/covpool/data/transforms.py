@@ -185,19 +185,25 @@ class ImageTransform:
 
     def sized(self, shape: Optional[tuple[int, int, int]], shorter_side: int) -> list[Stage]:
         """What resizes the shorter side and cuts out the centre."""
+        from mindspore.dataset import vision
+
         side = max(self.height, self.width)
         stages: list[Stage] = []
         if shape is None:
             stages.append(("python", trim_long_side))
         if shape is None or (*shape[:2], shorter_side) != (side, side, side):
-            stages += [resize(shorter_side, self.interpolation), centre_crop(side)]
+            stages += [resize(shorter_side, self.interpolation), ("operator", vision.CenterCrop((side, side)))]
         if self.height != self.width:
             stages.append(("python", partial(_cut_out, height=self.height, width=self.width)))
         return stages
 
     def normalised(self, shape: Optional[tuple[int, int, int]]) -> list[Stage]:
         """What makes (channels, height, width) float32 of an image of the right size."""
-        return [*match_channels(3 if shape is None else shape[2], self.channels), *normalise(self.mean, self.std)]
+        from mindspore.dataset import vision
+
+        scaled = vision.Normalize([m * 255 for m in self.mean], [s * 255 for s in self.std])
+        channels = _match_channels(3 if shape is None else shape[2], self.channels)
+        return [*channels, ("operator", scaled), ("operator", vision.HWC2CHW())]
 
     def normalise_frames(self, frames: np.ndarray) -> np.ndarray:
         """The same for colour frames: uint8 (n, height, width, 3) -> float32 (n, channels, height, width)."""
@@ -251,28 +257,13 @@ def resize(size: Any, interpolation: str) -> Stage:
     return "operator", vision.Resize(size, getattr(vision.Inter, interpolation.upper()))
 
 
-def centre_crop(size: int) -> Stage:
-    """Return the operator that keeps the central square of this side."""
-    from mindspore.dataset import vision
-
-    return "operator", vision.CenterCrop((size, size))
-
-
-def normalise(mean: Sequence[float], std: Sequence[float]) -> list[Stage]:
-    """Return the operators uint8 (H, W, C) -> (value / 255 - mean) / std, float32 (C, H, W)."""
-    from mindspore.dataset import vision
-
-    scaled_mean, scaled_std = [m * 255 for m in mean], [s * 255 for s in std]
-    return [("operator", vision.Normalize(scaled_mean, scaled_std)), ("operator", vision.HWC2CHW())]
-
-
 def _cut_out(image: np.ndarray, height: int, width: int) -> np.ndarray:
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
-def match_channels(present: int, wanted: int) -> list[Stage]:
-    """Return what turns (H, W, present) into (H, W, wanted): gray repeated, or colour to luma (ITU-R 601)."""
+def _match_channels(present: int, wanted: int) -> list[Stage]:
+    """What turns (H, W, present) into (H, W, wanted): gray repeated, or colour to luma (ITU-R 601)."""
     from mindspore.dataset import vision
 
     if present == wanted:

@@ -131,8 +131,6 @@ def predict(
         split="val",
         class_names=(),
         labels=np.zeros(len(images), np.int32),
-        mean=transform.mean,
-        std=transform.std,
         root=Path("/"),
         files=np.asarray([os.fsencode(path.absolute()).lstrip(b"/") for path in images], dtype=bytes),
     )

@@ -199,16 +199,11 @@ def _features_and_logits(network: nn.Cell, images: np.ndarray) -> tuple[np.ndarr
 
 
 def _compare(exported: Any, images: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference of the file's logits, at two batch sizes where there are images enough."""
+    """Largest difference of the file's logits, relative to the largest one, at two batch sizes if there are images."""
     parts = [part for part in np.split(images, [BATCHES[0]]) if len(part)]
     try:
         found = np.concatenate([exported(part) for part in parts])
     except Exception as error:  # the runtimes' errors have no common base
         sizes = " and ".join(str(len(part)) for part in parts)
         raise UserError(f"the exported file does not run with {sizes} images: {first_line(error)}") from error
-    return _difference(found, expected)
-
-
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative to the largest expected value (absolute where all are zero)."""
     return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))

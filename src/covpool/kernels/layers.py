@@ -9,6 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from covpool.kernels.library import custom
+
 _WIDTH = 32  # channels come in pairs of vectors of 16
 _STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
 
@@ -19,26 +21,13 @@ def winograd_operator(library: Path) -> ops.Custom:
     A 4x4 tile of the input gives 2x2 outputs by 16 products instead of 36. Both gradients are the exact adjoint, by
     the same number of products. Rounding is that of a direct convolution in float32 (tests/kernels).
     """
-    data_gradient = ops.Custom(
-        f"{library}:winograd_data_gradient",
-        lambda dy, weight: (dy[0], weight[1], dy[2], dy[3]),
-        lambda dy, weight: dy,
-        "aot",
-    )
-    weight_gradient = ops.Custom(
-        f"{library}:winograd_weight_gradient", lambda x, dy: (dy[1], x[1], 3, 3), lambda x, dy: x, "aot"
-    )
+    data_gradient = custom(library, "winograd_data_gradient", lambda dy, weight: (dy[0], weight[1], dy[2], dy[3]))
+    weight_gradient = custom(library, "winograd_weight_gradient", lambda x, dy: (dy[1], x[1], 3, 3))
 
     def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         return data_gradient(dout, weight), weight_gradient(x, dout)
 
-    return ops.Custom(
-        f"{library}:winograd_forward",
-        lambda x, weight: (x[0], weight[0], x[2], x[3]),
-        lambda x, weight: x,
-        "aot",
-        bprop=bprop,
-    )
+    return custom(library, "winograd_forward", lambda x, weight: (x[0], weight[0], x[2], x[3]), bprop=bprop)
 
 
 def stem_operator(library: Path, out_channels: int) -> ops.Custom:
@@ -47,29 +36,21 @@ def stem_operator(library: Path, out_channels: int) -> ops.Custom:
     The gradient with respect to x, which no training needs, is MindSpore's; in graph mode it costs nothing if unused.
     """
     data_gradient = ops.Conv2DTranspose(out_channels, 7, pad_mode="pad", pad=3, stride=2)
-    weight_gradient = ops.Custom(
-        f"{library}:stem_weight_gradient", lambda x, dy: (dy[1], x[1], 7, 7), lambda x, dy: x, "aot"
-    )
+    weight_gradient = custom(library, "stem_weight_gradient", lambda x, dy: (dy[1], x[1], 7, 7))
 
     def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         return data_gradient(dout, weight, ops.shape(x)), weight_gradient(x, dout)
 
-    return ops.Custom(
-        f"{library}:stem_forward",
-        lambda x, weight: (x[0], weight[0], (x[2] + 1) // 2, (x[3] + 1) // 2),
-        lambda x, weight: x,
-        "aot",
-        bprop=bprop,
-    )
+    def shape(x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+        return x[0], weight[0], (x[2] + 1) // 2, (x[3] + 1) // 2
+
+    return custom(library, "stem_forward", shape, bprop=bprop)
 
 
 def takes_winograd(convolution: nn.Conv2d) -> bool:
     """Whether :func:`winograd_operator` computes a convolution: 3x3, stride 1, many channels."""
-    return (
-        _is_plain(convolution, kernel_size=3, stride=1)
-        and convolution.in_channels % _WIDTH == 0
-        and convolution.out_channels % _WIDTH == 0
-    )
+    channels = convolution.in_channels, convolution.out_channels
+    return _is_plain(convolution, kernel_size=3, stride=1) and not any(count % _WIDTH for count in channels)
 
 
 def takes_stem(convolution: nn.Conv2d) -> bool:
@@ -114,12 +95,11 @@ def batch_norm_operator(library: Path) -> ops.Custom:
     variance (unbiased, as MindSpore keeps it). ``constants`` holds eps and the weight of the batch in the running
     statistics. The gradient is that of y with respect to x, gamma and beta.
     """
-    gradient = ops.Custom(
-        f"{library}:batch_norm_gradient",
-        lambda dy, x, gamma, mean, rstd: (dy, gamma, gamma),
-        lambda dy, x, gamma, mean, rstd: (dy, gamma, gamma),
-        "aot",
-    )
+
+    def like_gradients(dy: Any, x: Any, gamma: Any, *_: Any) -> Any:
+        return dy, gamma, gamma
+
+    gradient = custom(library, "batch_norm_gradient", like_gradients, like_gradients)
 
     def bprop(
         x: Any, gamma: Any, beta: Any, moving_mean: Any, moving_variance: Any, constants: Any, out: Any, dout: Any
@@ -128,13 +108,10 @@ def batch_norm_operator(library: Path) -> ops.Custom:
         zeros = ops.zeros_like
         return dx, dgamma, dbeta, zeros(moving_mean), zeros(moving_variance), zeros(constants)
 
-    return ops.Custom(
-        f"{library}:batch_norm",
-        lambda x, gamma, *_: (x, gamma, gamma, gamma, gamma),
-        lambda x, gamma, *_: (x, gamma, gamma, gamma, gamma),
-        "aot",
-        bprop=bprop,
-    )
+    def like_results(x: Any, gamma: Any, *_: Any) -> Any:
+        return x, gamma, gamma, gamma, gamma
+
+    return custom(library, "batch_norm", like_results, like_results, bprop)
 
 
 class CompiledBatchNorm2d(nn.Cell):

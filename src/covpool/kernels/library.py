@@ -10,6 +10,9 @@ import platform
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any, Callable
+
+from mindspore import ops
 
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
@@ -122,6 +125,17 @@ def _is_as_made(library: Path) -> bool:
     if reason:
         logger.warning("%s: %s; compiled anew", library, reason)
     return not reason
+
+
+def custom(
+    library: Path,
+    name: str,
+    shape: Callable[..., Any],
+    dtype: Callable[..., Any] = lambda first, *_: first,
+    bprop: Callable[..., Any] | None = None,
+) -> ops.Custom:
+    """The operator of a function of the library; its results are of the type of its first input unless ``dtype``."""
+    return ops.Custom(f"{library}:{name}", shape, dtype, "aot", bprop=bprop)
 
 
 def set_threads(library: Path, threads: int) -> None:

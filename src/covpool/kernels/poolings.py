@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
-from mindspore import ops
 
+from covpool.kernels.library import custom
 from covpool.pooling.base import Float32Cell, row_sums
 from covpool.pooling.covariance import Centre, SymmetricVector, constant_column
 from covpool.pooling.element_wise import Affine, SignedRootL2
@@ -21,7 +22,7 @@ class CompiledCentre(Centre):
         def bprop(x: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor]:
             return (dout,)
 
-        self.operator = ops.Custom(f"{library}:centre", lambda x: x, lambda x: x, "aot", bprop=bprop)
+        self.operator = custom(library, "centre", lambda x: x, bprop=bprop)
 
     def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """Centred map and mean."""
@@ -37,8 +38,8 @@ class CompiledSymmetricVector(SymmetricVector):
     def __init__(self, channels: int, library: Path) -> None:
         super().__init__(channels)
         d, k = channels, channels * (channels + 1) // 2
-        self.triangle = ops.Custom(f"{library}:triangle", lambda c, f: (c[0], k), lambda c, f: c, "aot")
-        self.adjoint = ops.Custom(f"{library}:triangle_gradient", lambda v, f: (v[0], d, d), lambda v, f: v, "aot")
+        self.triangle = custom(library, "triangle", lambda c, f: (c[0], k))
+        self.adjoint = custom(library, "triangle_gradient", lambda v, f: (v[0], d, d))
 
     def construct(self, c: ms.Tensor) -> ms.Tensor:
         """The vector of a batch of matrices."""
@@ -58,8 +59,8 @@ class CompiledSignedRootL2(SignedRootL2):
 
     def __init__(self, library: Path) -> None:
         super().__init__()
-        self.root = ops.Custom(f"{library}:signed_root_l2", lambda v: v, lambda v: v, "aot")
-        self.slope = ops.Custom(f"{library}:signed_root_l2_gradient", lambda v, z, g: v, lambda v, z, g: v, "aot")
+        self.root = custom(library, "signed_root_l2", lambda v: v)
+        self.slope = custom(library, "signed_root_l2_gradient", lambda v, z, g: v)
 
     def construct(self, v: ms.Tensor) -> ms.Tensor:
         """Signed root, then unit length."""
@@ -75,21 +76,16 @@ class CompiledAffine(Float32Cell):
 
     def __init__(self, affine: Affine, library: Path) -> None:
         super().__init__()
-        gradient = ops.Custom(
-            f"{library}:affine_gradient",
-            lambda v, g, gamma: (v, gamma, gamma),
-            lambda v, g, gamma: (v, gamma, gamma),
-            "aot",
-        )
 
-        def bprop(
-            v: ms.Tensor, gamma: ms.Tensor, beta: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
-        ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+        def like_gradients(v: Any, g: Any, gamma: Any) -> Any:
+            return v, gamma, gamma
+
+        gradient = custom(library, "affine_gradient", like_gradients, like_gradients)
+
+        def bprop(v: Any, gamma: Any, beta: Any, out: Any, dout: Any) -> tuple[Any, Any, Any]:
             return gradient(v, dout, gamma)
 
-        self.affine = ops.Custom(
-            f"{library}:affine", lambda v, gamma, beta: v, lambda v, gamma, beta: v, "aot", bprop=bprop
-        )
+        self.affine = custom(library, "affine", lambda v, gamma, beta: v, bprop=bprop)
         self.insert_param_to_cell("gamma", affine.gamma)
         self.insert_param_to_cell("beta", affine.beta)
 
