@@ -99,7 +99,13 @@ def counted(counts: dict, name: str, pooling: str, reduction_dim: int = 128) -> 
     return counts[key]
 
 
-@pytest.mark.parametrize(("name", "pooling"), list(PUBLISHED))
+def published() -> list:
+    """All rows with --all; transformers take ten seconds each."""
+    slow = {"marks": pytest.mark.only_with_all}
+    return [pytest.param(*key, **(slow if key[0].startswith(("deit", "swin", "t2t")) else {})) for key in PUBLISHED]
+
+
+@pytest.mark.parametrize(("name", "pooling"), published())
 def test_published_figures(counts, name, pooling):
     count = counted(counts, name, pooling)
     parameters, multiply_adds = PUBLISHED[name, pooling]

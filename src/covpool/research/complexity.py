@@ -23,7 +23,7 @@ _PRODUCTS = ("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Dense")
 _DECOMPOSITIONS = ("Svd", "Eigh", "SelfAdjointEig")
 
 # (network, pooling) -> parameters (10^6), multiply-adds (10^9) at 224x224 with 1000 classes, as the papers and the
-# released MindSpore ports print them.
+# released MindSpore ports print them, and timm's model cards for plain transformers.
 PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("resnet18", "gap"): (11.7, 1.81),
     ("resnet34", "gap"): (21.8, 3.66),
@@ -37,6 +37,9 @@ PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("resnet50", "dropcov"): (32.0, 6.19),
     ("resnet50", "fast_mpn"): (32.3, 6.19),
     ("resnet101", "dropcov"): (51.0, 9.90),
+    ("deit_small_patch16_224", "gap"): (22.1, 4.6),
+    ("deit_base_patch16_224", "gap"): (86.6, 17.6),
+    ("swin_tiny_patch4_window7_224", "gap"): (28.3, 4.5),
 }
 PUBLISHED_FOR = {"image_size": 224, "reduction_dim": 128, "num_classes": 1000}
 TOLERANCE = 0.01
@@ -198,5 +201,5 @@ def _summed_length(a: tuple[int, ...], b: tuple[int, ...], output: tuple[int, ..
 
 def _part(scope: str) -> str:
     cell = scope.split("/")[1].partition("-")[0]
-    names = {"layer_reduce": "reduction", "pooling": "pooling", "fc": "classifier"}
+    names = {"layer_reduce": "reduction", "pooling": "pooling", "fc": "classifier", "head": "classifier"}
     return names.get(cell, "backbone")
