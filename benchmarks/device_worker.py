@@ -115,7 +115,7 @@ class TorchRuntime:
 
     def network(self, name: str, pooling: str, batch: int, size: int, weights: Path) -> tuple[Block, Block]:
         """Blocks of training steps and of evaluated batches."""
-        from benchmarks.torch_training import trained_network
+        from benchmarks.torch_networks import trained_network
 
         torch = self.torch
         network, optimizer = trained_network(name, pooling, CLASSES, weights, self.device, SGD)

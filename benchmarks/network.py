@@ -135,7 +135,7 @@ def torch_functions(case: dict[str, Any], weights: Path) -> tuple[Callable[[], f
     """The same in PyTorch, from the weights that the other side wrote."""
     import torch
 
-    from benchmarks.torch_training import trained_network
+    from benchmarks.torch_networks import trained_network
 
     torch.set_num_threads(CORES)
     network, optimizer = trained_network(case["network"], case["pooling"], case["classes"], weights, "cpu", SGD)

@@ -59,7 +59,7 @@ def torch_start(network: str, pooling: str, folder: Path, batch: int, size: int)
     from torch.utils.data import DataLoader
 
     from benchmarks.data import TorchImages
-    from benchmarks.torch_training import TrainedNetwork
+    from benchmarks.torch_networks import TrainedNetwork
 
     torch.set_num_threads(CORES)
     net = TrainedNetwork(network, pooling).to(memory_format=torch.channels_last).train()

@@ -1,12 +1,15 @@
-"""The networks of this project in PyTorch, with the same weights: what the benchmarks compare with."""
+"""The networks of this project in PyTorch, with the same weights: what benchmarks and tests compare with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+
+from benchmarks import torch_poolings
 
 _LAYERS = {
     "resnet10": (1, (1, 1, 1, 1)),
@@ -51,22 +54,24 @@ class Block(nn.Module):
 class Network(nn.Module):
     """A ResNet with the poolings 'gap', 'gcp', 'dropcov' (in evaluation) and 'fast_mpn' (5 iterations)."""
 
-    def __init__(self, name: str, pooling: str, reduction_dim: int = 128, num_classes: int = 1000) -> None:
+    def __init__(
+        self, name: str, pooling: str, reduction_dim: int = 128, num_classes: int = 1000, width: int = 64
+    ) -> None:
         super().__init__()
         if pooling not in ("gap", "gcp", "dropcov", "fast_mpn"):
             raise ValueError(f"no PyTorch counterpart of pooling {pooling!r} here")
         expansion, layers = _LAYERS[name]
         self.pooling_name, covariance = pooling, pooling != "gap"
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = 64
+        channels = width
         for stage, (blocks, stride) in enumerate(zip(layers, (1, 2, 2, 1 if covariance else 2))):
-            width, cells = 64 * 2**stage, []
+            planes, cells = width * 2**stage, []
             for index in range(blocks):
-                cells.append(Block(channels, width, stride if index == 0 else 1, expansion))
-                channels = width * expansion
+                cells.append(Block(channels, planes, stride if index == 0 else 1, expansion))
+                channels = planes * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*cells))
         features = channels
         if covariance:
@@ -118,3 +123,42 @@ def load_weights(network: Network, weights: Mapping[str, np.ndarray]) -> Network
     state.update({k: v for k, v in known.items() if k.endswith(("num_batches_tracked", "kernel"))})
     network.load_state_dict(state)
     return network
+
+
+class TrainedNetwork(Network):
+    """A ResNet whose pooling has hand-written gradients; 'dropcov' drops channels in training."""
+
+    def __init__(self, name: str, pooling: str, **options: int) -> None:
+        super().__init__(name, pooling, **options)
+        if pooling == "dropcov":
+            self.kernel = nn.Parameter(torch.zeros(1, 1, 3))
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """The covariance pooling, (N, d, M) -> (N, d (d + 1) / 2), in float32 under autocast, too."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            if self.pooling_name == "dropcov":
+                return torch_poolings.dropcov(x, self.kernel, self.training)
+            return getattr(torch_poolings, self.pooling_name)(x)
+
+
+def trained_network(
+    name: str, pooling: str, classes: int, weights: Path, device: str, sgd: tuple[float, float, float]
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network in channels-last with the weights of a file, and its optimiser.
+
+    Args:
+        name: Of the network.
+        pooling: Its pooling.
+        classes: Width of the classifier.
+        weights: NumPy archive of the other side's parameters.
+        device: 'cpu' or 'cuda'.
+        sgd: Rate, momentum, and the decay of all but vectors.
+    """
+    network = load_weights(TrainedNetwork(name, pooling, num_classes=classes), np.load(weights))
+    network = network.to(device).to(memory_format=torch.channels_last)
+    rate, momentum, decay = sgd
+    plain = [p for p in network.parameters() if p.ndim <= 1]
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": plain}]
+    return network, torch.optim.SGD(groups, rate, momentum=momentum, fused=True)

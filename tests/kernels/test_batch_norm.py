@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from covpool.kernels.layers import CompiledBatchNorm2d, batch_norm_operator
+from covpool.kernels.cells import CompiledBatchNorm2d, batch_norm_operator
 from covpool.models.classifier import batch_norm
 
 

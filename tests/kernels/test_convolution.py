@@ -10,7 +10,7 @@ import pytest
 import torch
 from mindspore import nn
 
-from covpool.kernels.layers import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
+from covpool.kernels.cells import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
 from covpool.kernels.library import set_threads
 from covpool.models.classifier import convolution
 

@@ -10,7 +10,7 @@ import pytest
 from mindspore import nn
 
 from covpool.kernels import apply_cpu_kernels
-from covpool.kernels.poolings import CompiledCentre, CompiledSymmetricVector
+from covpool.kernels.cells import CompiledCentre, CompiledSymmetricVector
 from covpool.pooling import create_pooling, list_poolings
 from covpool.pooling.covariance import Centre, GramVector, SymmetricVector, vector_length
 from tests.pooling.reference import features, gradient, relative_error

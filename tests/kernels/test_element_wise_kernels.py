@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from covpool.kernels.poolings import CompiledAffine, CompiledSignedRootL2
+from covpool.kernels.cells import CompiledAffine, CompiledSignedRootL2
 from covpool.pooling.element_wise import Affine, SignedRootL2
 from tests.pooling.reference import gradient, gradients, relative_error
 

@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 def read_weights(path: Path) -> Checkpoint:
     """Read a checkpoint of any known format: `.ckpt`, or a state dict of PyTorch, safetensors or Paddle.
 
-    Raises:
-        UserError: See `read_checkpoint`, `read_state_dict` and `convert_state_dict`.
+    UserError: see `read_checkpoint`, `read_state_dict` and `convert_state_dict`.
     """
     if path.suffix == ".ckpt":
         return read_checkpoint(path)
@@ -123,11 +122,7 @@ def _modules(names: Sequence[str]) -> str:
 
 
 def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
-    """Read the network's parameters of a MindSpore checkpoint; what training adds to them is left out.
-
-    Raises:
-        UserError: See `read_checkpoint`.
-    """
+    """Read the network's parameters of a MindSpore checkpoint; what training adds to them is left out."""
     return read_checkpoint(path).network
 
 
@@ -174,11 +169,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], check: Optio
 
 
 def read_parameters(path: Path) -> dict[str, ms.Parameter]:
-    """Read a checkpoint of any known format as MindSpore parameters.
-
-    Raises:
-        UserError: See `read_ckpt`, `read_state_dict` and `convert_state_dict`.
-    """
+    """Read a checkpoint of any known format as MindSpore parameters, see `read_weights`."""
     return read_weights(path).network
 
 

@@ -55,12 +55,10 @@ class ArraySource(Source):
 
     @property
     def image_shape(self) -> Optional[tuple[int, int, int]]:
-        """(H, W, C) of every image."""
         height, width, channels = self.images.shape[1:]
         return (height, width, channels)
 
     def read(self, index: int) -> np.ndarray:
-        """Return one image, uint8 (H, W, C)."""
         return self.images[index]
 
 

@@ -152,17 +152,14 @@ class Report:
     clean: list[str] = field(default_factory=list)  # images that can be used, as ``<split>/<class>/<file>``
 
     def add(self, is_problem: bool, kind: str, text: str, path: str) -> None:
-        """Note a finding."""
         self.findings.append(Finding(is_problem, kind, text, printable(path)))
 
     @property
     def problems(self) -> list[Finding]:
-        """What keeps data from being used."""
         return [finding for finding in self.findings if finding.is_problem]
 
     @property
     def notes(self) -> list[Finding]:
-        """What is worth knowing."""
         return [finding for finding in self.findings if not finding.is_problem]
 
 

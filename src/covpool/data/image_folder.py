@@ -33,15 +33,12 @@ class FolderSource(Source):
     files: np.ndarray = dataclasses.field(repr=False, default_factory=lambda: np.empty(0, "S1"))
 
     def path(self, index: int) -> Path:
-        """Return the path of one image."""
         return self.root / os.fsdecode(self.files[index])
 
     def describe(self, index: int) -> str:
-        """Return the path of one image, on one line."""
         return printable(self.path(index))
 
     def read(self, index: int) -> np.ndarray:
-        """Return the bytes of one file, uint8 (n,)."""
         try:
             return np.frombuffer(read_bytes(self.path(index)), np.uint8)
         except OSError as error:

@@ -80,11 +80,9 @@ class MindRecordSource(Source):
     handles: _Handles = dataclasses.field(repr=False, compare=False, default_factory=lambda: _Handles(()))
 
     def describe(self, index: int) -> str:
-        """Return shard and original path of one image."""
         return f"{self.shards[self.shard_of[index]]}:{printable(os.fsdecode(self.files[index]))}"
 
     def read(self, index: int) -> np.ndarray:
-        """Return the bytes of one image file, uint8 (n,)."""
         length = np.empty(_LENGTH_BYTES, np.uint8)
         data = np.empty(self.lengths[index], np.uint8)
         try:

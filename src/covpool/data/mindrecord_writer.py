@@ -91,13 +91,8 @@ def _portions(source: FolderSource, chunk: int, workers: Optional[int]) -> Itera
         pending: list[Future[dict[str, Any]]] = []
         try:
             for start in range(0, source.num_samples + chunk, chunk):
-                rows, pending = (
-                    pending,
-                    [
-                        pool.submit(_row, source, index)
-                        for index in range(start, min(start + chunk, source.num_samples))
-                    ],
-                )
+                rows, next_ones = pending, range(start, min(start + chunk, source.num_samples))
+                pending = [pool.submit(_row, source, index) for index in next_ones]
                 if rows:
                     yield [row.result() for row in rows]
         finally:

@@ -34,7 +34,6 @@ class Source(ABC):
 
     @property
     def num_samples(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Optional
@@ -86,14 +85,10 @@ def _marks(source: Source, indices: range, workers: int, progress: Callable[[int
         return len(part)
 
     with ThreadPoolExecutor(workers) as pool:
-        for done in pool.map(check, _parts(indices)):
+        parts = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+        for done in pool.map(check, parts):
             progress(done)
     return marks
-
-
-def _parts(indices: range) -> Iterator[range]:
-    for start in range(0, len(indices), _CHUNK):
-        yield indices[start : start + _CHUNK]
 
 
 def _problem(source: Source, index: int) -> str:

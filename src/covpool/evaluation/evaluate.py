@@ -49,7 +49,6 @@ class Evaluation:
 
     @property
     def num_samples(self) -> int:
-        """Number of images."""
         return int(self.total.sum())
 
     @property
@@ -171,11 +170,9 @@ class _Counts:
             rows = logits[wrong].astype(np.float64)
             sure = 1 / np.exp(rows - rows.max(1, keepdims=True)).sum(1)
             found = np.stack([sure, self._seen + wrong, labels[wrong], said[wrong]], 1)
-            self._keep(np.concatenate([self._mistakes, found]))
+            mistakes = np.concatenate([self._mistakes, found])
+            self._mistakes = mistakes[np.argsort(-mistakes[:, 0], kind="stable")[:NUM_MISTAKES]]
             self._seen += len(labels)
-
-    def _keep(self, mistakes: np.ndarray) -> None:
-        self._mistakes = mistakes[np.argsort(-mistakes[:, 0], kind="stable")[:NUM_MISTAKES]]
 
     def mistakes(self, world: World) -> np.ndarray:
         """The most confident mistakes of this rank by their numbers in the data set, filled up by -1, for all ranks."""

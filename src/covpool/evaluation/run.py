@@ -18,17 +18,20 @@ from covpool.evaluation.evaluate import describe_mistakes, describe_overflow, ev
 from covpool.runtime.command import progress_bar, shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.files import check_writable, os_errors_as, write_json
+from covpool.runtime.signals import StopRequest
 
 Show = Optional[Callable[[dict[str, Any]], None]]
 
 DATA_SHARE = 0.1  # of the time spent waiting for images, from which on the pipeline counts as the limit
 
 
-def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict[str, Any]:
+def evaluate_checkpoint(
+    config: Config, world: World, show: Show = None, stop: StopRequest | None = None
+) -> dict[str, Any]:
     """Load ``checkpoint_file_path`` and evaluate it on every image of ``split``; every rank calls it.
 
     What the configuration does not give of network and image transform the checkpoint says. ``show`` prints the result
-    on rank 0 before anything is written.
+    on rank 0 before anything is written. A signal that ``stop`` receives ends the evaluation between two batches.
 
     Returns:
         top_1_accuracy, top_5_accuracy, loss, num_samples, per_class accuracy, confusion_matrix (rows are true classes,
@@ -62,6 +65,7 @@ def evaluate_checkpoint(config: Config, world: World, show: Show = None) -> dict
     total = -(-source.num_samples // (config.batch_size * world.size))
     shown = world.is_main and shows_bar(config.progress)
     batches = progress_bar(pace, total, "evaluation", "batch", shown=shown)
+    batches = (stop or StopRequest()).between(batches, "before the result")
     result = evaluate(network, batches, config.num_classes, config.batch_size, world)
     seconds = time.monotonic() - started
     values = {

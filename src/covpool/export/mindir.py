@@ -63,7 +63,6 @@ class MindIRModel:
         self._network = nn.GraphCell(graph)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Logits of a batch."""
         return self._network(ms.Tensor(np.ascontiguousarray(images, np.float32))).asnumpy()
 
 

@@ -80,7 +80,6 @@ class OnnxModel:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Logits of a batch."""
         return self._session.run(None, {self._input: np.ascontiguousarray(images, np.float32)})[0]
 
 

@@ -84,7 +84,6 @@ class _Writer:
         return self.names[value] if isinstance(value, Name) else value
 
     def write(self, node: Node) -> None:
-        """Add what computes a MindIR node."""
         inputs = [self.named(x) for x in node.inputs]
         if node.operator in _PLAIN:
             output = self.add(_PLAIN[node.operator], *inputs)

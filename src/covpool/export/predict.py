@@ -40,8 +40,7 @@ class Prediction:
 def find_images(paths: Sequence[Path]) -> list[Path]:
     """Image files among ``paths``: files as given, folders searched with all below them, in sorted order.
 
-    Raises:
-        UserError: A path that does not exist, or no image at all.
+    UserError: a path that does not exist, or no image at all.
     """
     found: list[Path] = []
     for path in paths:
@@ -74,7 +73,6 @@ class CheckpointModel:
             self.about["transform"] = image_transform(config).to_dict()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images (n, channels, height, width) float32 -> logits (n, K)."""
         count = len(images)
         self._batch = max(self._batch, count)  # a smaller batch is filled up: one graph serves all
         filled = np.concatenate([images, np.zeros((self._batch - count, *images.shape[1:]), images.dtype)])
@@ -82,11 +80,7 @@ class CheckpointModel:
 
 
 def open_model(path: Path, device_target: str = "CPU") -> ExportedModel:
-    """Open an exported file, or a checkpoint (``.ckpt``).
-
-    Raises:
-        UserError: It is missing or damaged, or its ending is of no known format.
-    """
+    """Open an exported file, or a checkpoint (``.ckpt``); UserError if it is missing, damaged, or of no known format."""
     return CheckpointModel(path) if path.suffix == ".ckpt" else open_exported(path, device_target)
 
 

@@ -22,6 +22,7 @@ from covpool.export.mindir import MindIRModel, write_mindir
 from covpool.export.onnx_file import OnnxModel, write_onnx
 from covpool.runtime.distributed import exact_convolutions
 from covpool.runtime.files import os_errors_as, whole_file
+from covpool.runtime.signals import StopRequest
 
 
 class ExportedModel(Protocol):
@@ -49,11 +50,7 @@ FORMATS = {
 
 
 def open_exported(path: str | Path, device_target: str = "CPU") -> ExportedModel:
-    """Open an exported file of any format, recognised by its ending.
-
-    Raises:
-        UserError: If the file is missing or damaged, or its ending is of no known format.
-    """
+    """Open an exported file of any format by its ending; UserError if it is missing, damaged, or of none."""
     path = Path(path)
     for entry in FORMATS.values():
         if path.suffix == entry.ending:
@@ -86,7 +83,12 @@ class Exported:
 
 
 def export_network(
-    network: nn.Cell, path: str | Path, file_format: str, images: np.ndarray, about: Mapping[str, Any]
+    network: nn.Cell,
+    path: str | Path,
+    file_format: str,
+    images: np.ndarray,
+    about: Mapping[str, Any],
+    stop: StopRequest | None = None,
 ) -> Exported:
     """Fold the batch normalisations, write the graph, load the file and compare it with the network.
 
@@ -98,15 +100,17 @@ def export_network(
         file_format: 'MINDIR' or 'ONNX'.
         images: Images for the comparison, (n, channels, height, width) float32, computed in two batches.
         about: Facts that travel with the file, class names and image transform for one.
+        stop: Signals that end the export before the file is there.
 
     Raises:
         UserError: If the network cannot be written in this format, or the file computes something else.
     """
-    chosen = FORMATS[file_format]
+    chosen, stop = FORMATS[file_format], stop or StopRequest()
     _, channels, height, width = images.shape
     path = Path(path)
     path = path if path.suffix == chosen.ending else path.with_name(path.name + chosen.ending)
     features, expected = _features_and_logits(network, images)
+    stop.check("before the file was written")
     if not np.isfinite(expected).all():
         raise UserError("the network's logits are not finite on the images of the comparison")
     folded = fold_batch_norm(network)
@@ -120,6 +124,7 @@ def export_network(
         )
     with os_errors_as(f"cannot write {path}"), whole_file(path) as temporary:
         chosen.write(folded, temporary, (channels, height, width), about)
+        stop.check("before the file was compared")
         difference = _compare(chosen.load(temporary, "CPU"), images, expected)
         if not difference <= FILE_TOLERANCE:
             raise UserError(
@@ -129,11 +134,12 @@ def export_network(
     return Exported(path, difference, folding_difference)
 
 
-def export_checkpoint(config: Config) -> tuple[Exported, str]:
+def export_checkpoint(config: Config, stop: StopRequest | None = None) -> tuple[Exported, str]:
     """Export ``checkpoint_file_path`` and compare the file with the network on real images.
 
     What the configuration does not give of network and image transform the checkpoint says. The images are those of
-    ``data_path``, or the sample in this repository where that is not at hand.
+    ``data_path``, or the sample in this repository where that is not at hand. A signal that ``stop`` receives ends the
+    export before the file is there.
 
     Returns:
         What came out, and the name of the images' source.
@@ -155,7 +161,7 @@ def export_checkpoint(config: Config) -> tuple[Exported, str]:
         "transform": transform.to_dict(),
     }
     images = np.concatenate(list(transformed(source, transform, sum(BATCHES))))
-    return export_network(network, config.file_name, config.file_format, images, about), source.name
+    return export_network(network, config.file_name, config.file_format, images, about, stop), source.name
 
 
 def transformed(source: Source, transform: ImageTransform, batch_size: int) -> Iterator[np.ndarray]:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 from mindspore import nn
 
-from covpool.kernels.layers import (
+from covpool.kernels.cells import (
+    CompiledAffine,
     CompiledBatchNorm2d,
+    CompiledCentre,
     CompiledConv2d,
+    CompiledSignedRootL2,
+    CompiledSymmetricVector,
     batch_norm_operator,
     stem_operator,
     takes_stem,
@@ -17,7 +21,6 @@ from covpool.kernels.layers import (
     winograd_operator,
 )
 from covpool.kernels.library import compile_kernels, set_threads, threads_of_process
-from covpool.kernels.poolings import CompiledAffine, CompiledCentre, CompiledSignedRootL2, CompiledSymmetricVector
 from covpool.pooling.covariance import Centre, SymmetricVector
 from covpool.pooling.element_wise import Affine, SignedRootL2
 

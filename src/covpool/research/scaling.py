@@ -39,7 +39,7 @@ class Prediction:
     reduce_s: float  # duration of the all-reduce
     overlapped_s: float  # the step, if the all-reduce of a group starts as soon as its gradients are there
     serial_s: float  # the step, if the all-reduce starts after the backward pass
-    learning_rate: float  # by the linear rule
+    learning_rate: float  # by the linear rule, 0.1 for 256 images
     storage_bytes_per_s: float  # what the storage must deliver to all devices together in the overlapped case
 
     @property
@@ -71,7 +71,6 @@ def predict(
     machine: Machine,
     image_bytes: float = IMAGENET_IMAGE_BYTES,
     images: int = IMAGENET_IMAGES,
-    rate_of_256: float = 0.1,
 ) -> Prediction:
     """Predict a step of data-parallel training.
 
@@ -87,7 +86,6 @@ def predict(
         machine: Devices and links.
         image_bytes: Mean size of an image file.
         images: Images of an epoch.
-        rate_of_256: Learning rate at a global batch of 256.
     """
     if devices < 1 or batch_size < 1 or not groups:
         raise ValueError("devices and batch_size must be at least 1, and there must be gradients")
@@ -104,7 +102,7 @@ def predict(
         reduce_s=sum(times),
         overlapped_s=overlapped,
         serial_s=compute + sum(times),
-        learning_rate=rate_of_256 * batch / 256,
+        learning_rate=0.1 * batch / 256,
         storage_bytes_per_s=batch / overlapped * image_bytes,
     )
 

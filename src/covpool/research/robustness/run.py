@@ -32,13 +32,14 @@ from covpool.research.robustness.sets import (
 from covpool.runtime.command import progress_bar, shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
+from covpool.runtime.signals import StopRequest
 
 
 class _Job:
     """A network and how to evaluate it; every rank has one."""
 
-    def __init__(self, config: Config, world: World, checkpoint: Checkpoint) -> None:
-        self.root = Path(config.data_path)
+    def __init__(self, config: Config, world: World, checkpoint: Checkpoint, stop: StopRequest) -> None:
+        self.root, self.stop = Path(config.data_path), stop
         self.config, self.world = with_checkpoint(config, checkpoint, world), world
         self.network = build_model(self.config)
         load_network(self.network, checkpoint)
@@ -52,16 +53,15 @@ class _Job:
         return network_classes(listed, self.in_checkpoint, class_names(folder), self.config.num_classes)
 
     def evaluate(self, source: FolderSource, network: nn.Cell) -> Evaluation:
-        """Counts over all images of a source."""
         config = self.config
         source = dataclasses.replace(source, max_pixels=config.max_pixels)
         batches = numpy_batches(build_dataset(config, source, False, self.world))
+        batches = self.stop.between(batches, "before the result")
         result = evaluate(network, batches, config.num_classes, config.batch_size, self.world)
         self.problem = self.problem or describe_overflow(self.network, result, source)
         return result
 
     def bar(self, items: Iterable[Any], total: int, unit: str) -> Any:
-        """The items, with a progress bar on rank 0."""
         shown = self.world.is_main and shows_bar(self.config.progress)
         return progress_bar(items, total, self.config.robustness, unit, shown=shown)
 
@@ -80,11 +80,13 @@ class _ClassSubset(nn.Cell):
         return self.network(x).astype(ms.float32) + self.outside
 
 
-def evaluate_robustness(config: Config, world: World, show: Show = None) -> dict[str, Any]:
+def evaluate_robustness(
+    config: Config, world: World, show: Show = None, stop: StopRequest | None = None
+) -> dict[str, Any]:
     """Evaluate ``checkpoint_file_path`` on the set ``robustness`` in ``data_path``; every rank calls it.
 
     What the configuration does not give of network and image transform the checkpoint says. ``show`` prints the result
-    on rank 0 before anything is written.
+    on rank 0 before anything is written. A signal that ``stop`` receives ends the evaluation between two batches.
 
     Returns:
         The set's figures and what was evaluated; written to ``result_path`` as JSON, with a bar chart beside it, where
@@ -97,7 +99,7 @@ def evaluate_robustness(config: Config, world: World, show: Show = None) -> dict
     check_result_path(config, world)
     started = time.monotonic()
     checkpoint = read_checkpoint(config.checkpoint_file_path)
-    job = _Job(config, world, checkpoint)
+    job = _Job(config, world, checkpoint, stop or StopRequest())
     figures = _SETS[config.robustness](job)
     values = {
         "robustness": config.robustness,

@@ -76,7 +76,6 @@ def _shared_names(source: Path, labels: Iterable[str]) -> Iterator[str]:
 
 
 def _write_all(plan: Plan, shared: frozenset[str], path: str) -> int:
-    """One source image to all its files."""
     name = _written_as(path)
     name = path if name in shared else name
     todo = [

@@ -157,7 +157,6 @@ def plot_final(study: Study, states: Mapping[Run, State], path: Path) -> None:
 def _band(
     axes: Any, runs: Sequence[Sequence[Mapping[str, Any]]], key: str, index: int, label: str, factor: float = 1.0
 ) -> None:
-    """Draw one group's mean and range over the epochs at which every run has the value."""
     import numpy as np  # here: its threads must not start before a study receives signals
 
     x = sorted(set.intersection(*({e["epoch"] for e in epochs if key in e} for epochs in runs)))

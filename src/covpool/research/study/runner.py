@@ -26,6 +26,7 @@ from covpool.runtime.signals import SIGNALS, StopRequest
 # What does not change a result: where it is written, how it is shown, and how many threads read images.
 _INCIDENTAL = ("output_path", "resume_ckpt", "progress", "debug", "num_workers", "log_interval", "result_path")
 _FAILURE = "failure.txt"
+_POLL_S = 1.0  # between two looks at the running ones
 _STOPPED = {sign * number + start for number in SIGNALS for sign, start in ((-1, 0), (1, 128))}  # exit codes
 _TRAIN = "import sys; sys.argv[0] = 'covpool'; from covpool.cli import main; main()"
 
@@ -40,7 +41,6 @@ class State:
 
     @property
     def done(self) -> bool:
-        """Whether every epoch is there."""
         return len(self.epochs) >= self.wanted
 
 
@@ -80,18 +80,15 @@ class _Training:
         self.stopping = True
 
 
-def run_config(study: Study, run: Run, output: Path, overrides: Sequence[str]) -> Config:
-    """Configuration of a run: the study's, then its group's overrides, then ``overrides``."""
-    return load_config(study.config, _settings(run, output / run.name, overrides))
-
-
-def _settings(run: Run, folder: Path, overrides: Sequence[str]) -> list[str]:
-    return [*run.group.overrides, *overrides, f"seed={run.seed}", f"output_path={folder}"]
+def _settings(run: Run, output: Path, overrides: Sequence[str]) -> list[str]:
+    """What a run changes in the study's configuration: its group's overrides, then ``overrides``, seed and folder."""
+    return [*run.group.overrides, *overrides, f"seed={run.seed}", f"output_path={output / run.name}"]
 
 
 def states(study: Study, output: Path, overrides: Sequence[str]) -> dict[Run, State]:
     """What there is of every run; UserError for a folder that holds a run with other settings."""
-    return {run: state_of(output / run.name, run_config(study, run, output, overrides)) for run in study.runs()}
+    configs = {run: load_config(study.config, _settings(run, output, overrides)) for run in study.runs()}
+    return {run: state_of(output / run.name, config) for run, config in configs.items()}
 
 
 def run_study(
@@ -101,7 +98,6 @@ def run_study(
     jobs: int = 1,
     stop: StopRequest | None = None,
     report: Callable[[dict[Run, State], list[Run]], None] = lambda states, running: None,
-    poll_s: float = 1.0,
 ) -> dict[Run, State]:
     """Train every run that is not done; one that was begun goes on from its last checkpoint.
 
@@ -115,13 +111,8 @@ def run_study(
         jobs: Runs at a time; each gets its share of the cores.
         stop: Receives signals.
         report: Called with the state of all runs and the running ones when something may have changed.
-        poll_s: Seconds between two looks at the running ones.
 
-    Returns:
-        The state of every run.
-
-    Raises:
-        UserError: Another process runs in ``output``, or a folder holds a run with other settings.
+    Returns the state of every run. UserError: another process runs in ``output``, or a folder holds another run.
     """
     stop = stop or StopRequest()
     with _alone(output):
@@ -134,7 +125,7 @@ def run_study(
                     slot = min(set(range(jobs)) - {job.slot for job in running})
                     running.append(_start(study, waiting.pop(0), output, overrides, slot, jobs))
                 report(known, [job.run for job in running])
-                time.sleep(poll_s)
+                time.sleep(_POLL_S)
                 if stop.received:
                     for job in running:
                         job.stop()
@@ -158,10 +149,11 @@ def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot:
     (folder / _FAILURE).unlink(missing_ok=True)
     cores = sorted(os.sched_getaffinity(0))
     share = cores[slot % len(cores) :: jobs] if jobs > 1 else cores
-    settings = [f"--{text}" for text in _settings(run, folder, overrides)]
+    settings = _settings(run, output, overrides)
+    command = ["train", f"--config_path={study.config}", *(f"--{text}" for text in settings), "--resume_ckpt=auto"]
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
     process = subprocess.Popen(
-        python_command(_TRAIN, "train", f"--config_path={study.config}", *settings, "--resume_ckpt=auto"),
+        python_command(_TRAIN, *command),
         stdout=subprocess.DEVNULL,
         stderr=errors,
         stdin=subprocess.DEVNULL,
@@ -170,7 +162,7 @@ def _start(study: Study, run: Run, output: Path, overrides: Sequence[str], slot:
         preexec_fn=ends_with_this_process(),  # two trainings must never write to one run folder
     )
     os.sched_setaffinity(process.pid, share)
-    return _Training(run, run_config(study, run, output, overrides), folder, slot, process, errors)
+    return _Training(run, load_config(study.config, settings), folder, slot, process, errors)
 
 
 def _finish(job: _Training) -> None:

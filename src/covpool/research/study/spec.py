@@ -122,21 +122,14 @@ def _groups(path: Path, grid: Any, variants: Any) -> list[Group]:
     for point in itertools.product(*grid.values()):
         settings = dict(zip(grid, point))
         for name, changes in (variants or {"": {}}).items():
-            parts = [_label(key, value) for key, value in settings.items()] + ([str(name)] if name != "" else [])
-            groups.append(Group(", ".join(parts), _overrides({**settings, **changes})))
+            labels = [value if isinstance(value, str) else f"{key}={value}" for key, value in settings.items()]
+            overrides = [f"{key}={_text(value)}" for key, value in {**settings, **changes}.items()]
+            groups.append(Group(", ".join([*labels, *([str(name)] if name != "" else [])]), tuple(overrides)))
     return groups
 
 
-def _label(key: str, value: Any) -> str:
-    return value if isinstance(value, str) else f"{key}={value}"
-
-
-def _overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """`key=value` texts as the configuration's command line takes them."""
-    return tuple(f"{key}={_text(value)}" for key, value in settings.items())
-
-
 def _text(value: Any) -> str:
+    """A value as the configuration's command line takes it."""
     if value is None:
         return "null"
     if isinstance(value, Sequence) and not isinstance(value, str):
