@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from covpool.export import mindir as mindir_module
 from covpool.export import run as run_module
 from covpool.pooling import list_poolings, pooling_info
 from covpool.pooling.matrix_functions import SpectralPooling
+from covpool.runtime.signals import Interrupted, StopRequest
 from tests.export.conftest import Tiny, lively, small, tiny, transform
 
 ABOUT = {"class_names": ["Bär", "b", "c d", "日"], "transform": transform(24, 32)}
@@ -166,6 +168,14 @@ def test_a_file_of_another_network_is_found_out(file_format, images, tmp_path, m
         export_network(tiny(), path, file_format, images[:6], ABOUT)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == good, "the earlier file must stay"
+
+
+def test_a_signal_ends_an_export_before_the_file_is_there(images, tmp_path):
+    stop = StopRequest()
+    stop.received = signal.SIGINT
+    with pytest.raises(Interrupted, match="stopped by SIGINT before the file was written") as ended:
+        export_network(tiny("gcp"), tmp_path / "net", "MINDIR", images, ABOUT, stop)
+    assert ended.value.exit_code == 130 and not list(tmp_path.iterdir())
 
 
 def test_a_wrong_folding_is_found_out(images, tmp_path, monkeypatch):

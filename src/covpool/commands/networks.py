@@ -53,7 +53,8 @@ def train(config: Config) -> None:
 )
 def evaluate(config: Config) -> None:
     """Evaluate a checkpoint on val/, test/ or a robustness set."""
-    with open_session(config) as world, synchronised(config, world.rank) as local:
+    stop = StopRequest()
+    with stop.listening(), open_session(config) as world, synchronised(config, world.rank) as local, stop.deferring():
         if config.robustness != "none":
             from covpool.research.robustness.run import evaluate_robustness as compute
         else:
@@ -68,7 +69,7 @@ def evaluate(config: Config) -> None:
             shown = {key: result[key] for key in _SHOWN if key in result}
             print(f"result: {shown} ckpt={local.checkpoint_file_path}", flush=True)
 
-        compute(local, world, show)
+        compute(local, world, show, stop)
         if world.is_main and local.report_path:
             print(f"confusion matrix and most confident mistakes: {local.report_path}")
 
@@ -81,10 +82,11 @@ def evaluate(config: Config) -> None:
 )
 def export(config: Config) -> None:
     """Export a checkpoint for deployment and check the file."""
-    with open_session(config) as world, synchronised(config, world.rank) as local:
+    stop = StopRequest()
+    with stop.listening(), open_session(config) as world, synchronised(config, world.rank) as local, stop.deferring():
         from covpool.export import export_checkpoint
 
-        exported, images = export_checkpoint(local)
+        exported, images = export_checkpoint(local, stop)
         print(
             f"exported: {exported.path} (any batch size); on images of {images} it differs from the network by at "
             f"most {exported.difference:.1e} of the largest logit (batch normalisations folded: "

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from covpool.errors import UserError
 from covpool.runtime.siblings import follow_msrun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+_Item = TypeVar("_Item")
 
 
 class Interrupted(UserError):
@@ -65,6 +69,17 @@ class StopRequest:
             yield
         finally:
             self._deferring = False
+
+    def check(self, where: str) -> None:
+        """End in good order, by Interrupted, if a signal was received; ``where`` says how far things have come."""
+        if self.received:
+            raise Interrupted(self.received, where)
+
+    def between(self, items: Iterable[_Item], where: str) -> Iterator[_Item]:
+        """The items, with a :meth:`check` before each."""
+        for item in items:
+            self.check(where)
+            yield item
 
     def _receive(self) -> None:
         # Until the first deferral the kernel ends the process: MindSpore waits for a scheduler, or compiles, with
