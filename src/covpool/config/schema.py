@@ -17,22 +17,24 @@ from covpool.config.yaml_file import write_yaml
 from covpool.errors import ConfigError
 
 
-def _key(section: str, default: Any, text: str, **rules: Any) -> Any:
-    metadata = {"help": text, "section": section, **rules}
+def _key(default: Any, text: str, bounds: str = "", **rules: Any) -> Any:
+    metadata = {"help": text, "bounds": bounds, **rules}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_network = functools.partial(_key, "Network")
-_data = functools.partial(_key, "Data")
-_training = functools.partial(_key, "Training")
-_schedule = functools.partial(_key, "Learning rate and loss")
-_checkpoints = functools.partial(_key, "Evaluation while training and checkpoints")
-_run = functools.partial(_key, "Device and run")
-_export = functools.partial(_key, "Evaluation and export")
-_modelarts = functools.partial(_key, "ModelArts")
-
+# The first key of each section, and its heading.
+_SECTIONS = {
+    "net_name": "Network",
+    "dataset": "Data",
+    "batch_size": "Training",
+    "lr_decay_mode": "Learning rate and loss",
+    "run_eval": "Evaluation while training and checkpoints",
+    "mode_name": "Device and run",
+    "checkpoint_file_path": "Evaluation and export",
+    "enable_modelarts": "ModelArts",
+}
 _ADJUST = {"lrnorm": "lr_norm", "lrfast": "lr_fast", "lradju": "lr_adju"}
 
 
@@ -44,209 +46,195 @@ class Config:
         ConfigError: A value is of the wrong type, out of range, or contradicts another one.
     """
 
-    net_name: str = _network("resnet18", "Network, by its name in the model registry.")
-    pooling: str = _network("dropcov", "Pooling before the classifier, by its name in the pooling registry.")
-    pooling_args: Mapping[str, Any] = _network(
+    net_name: str = _key("resnet18", "Network, by its name in the model registry.")
+    pooling: str = _key("dropcov", "Pooling before the classifier, by its name in the pooling registry.")
+    pooling_args: Mapping[str, Any] = _key(
         {}, "Arguments of the pooling, e.g. {iterations: 5}; on the command line also --pooling_args.NAME=VALUE."
     )
-    reduction_dim: int = _network(
-        128, "Channels d that the 1x1 convolution leaves for a covariance pooling.", bounds="1 <= x <= 4096"
+    reduction_dim: int = _key(
+        128, "Channels d that the 1x1 convolution leaves for a covariance pooling.", "1 <= x <= 4096"
     )
-    class_num: Union[int, Literal["auto"]] = _network(
-        1000,
-        "Number of classes; auto takes the data's, or the checkpoint's in eval and export.",
-        bounds="1 <= x <= 1000000",
+    class_num: Union[int, Literal["auto"]] = _key(
+        1000, "Number of classes; auto takes the data's, or the checkpoint's in eval and export.", "1 <= x <= 1000000"
     )
-    in_channels: int = _network(3, "Channels of the input images.", choices=(1, 3))
-    stem: str = _network(
+    in_channels: int = _key(3, "Channels of the input images.", choices=(1, 3))
+    stem: str = _key(
         "imagenet",
         "First layers: imagenet (of a ResNet, 7x7 stride 2 and max-pooling) or small (stride 1, for 28 to 64 pixels).",
         choices=("imagenet", "small"),
     )
-    base_width: int = _network(64, "Channels of the first stage of a ResNet.", bounds="1 <= x <= 4096")
-    model_args: Mapping[str, Any] = _network(
+    base_width: int = _key(64, "Channels of the first stage of a ResNet.", "1 <= x <= 4096")
+    model_args: Mapping[str, Any] = _key(
         {}, "Further arguments of the network, e.g. {depth: 4}; on the command line also --model_args.NAME=VALUE."
     )
 
-    dataset: str = _data(
+    dataset: str = _key(
         "image_folder",
         "Kind of data set; imagenet2012 is an image folder, mindrecord one that covpool pack packed.",
         choices=("image_folder", "imagenet2012", "mindrecord", "fashion_mnist", "cifar10"),
         aliases={"imagenet": "imagenet2012", "flower_photos": "image_folder"},
     )
-    data_path: str = _data("", "Root of the data set; an image folder holds train/ and val/.", path=True)
-    image_list: str = _data(
+    data_path: str = _key("", "Root of the data set; an image folder holds train/ and val/.", path=True)
+    image_list: str = _key(
         "", "File that names the images of an image folder to use, from covpool check-data; empty for all.", path=True
     )
-    val_fraction: float = _data(0.0, "Part of train/ to evaluate on where there is no val/.", bounds="0 <= x < 1")
-    train_images: Optional[int] = _data(
-        None, "Train on this many images, drawn once and whatever the seed; null for all.", bounds="x >= 1"
+    val_fraction: float = _key(0.0, "Part of train/ to evaluate on where there is no val/.", "0 <= x < 1")
+    train_images: Optional[int] = _key(
+        None, "Train on this many images, drawn once and whatever the seed; null for all.", "x >= 1"
     )
-    bad_images: str = _data(
+    bad_images: str = _key(
         "error",
         "Images that cannot be decoded: error stops at the first, by name; skip looks for them before the first epoch "
         "and leaves them out.",
         choices=("error", "skip"),
     )
-    max_pixels: int = _data(
+    max_pixels: int = _key(
         50_000_000,
         "Greatest width x height of an image file; a larger one counts as damaged, and no memory is taken for it.",
-        bounds="1 <= x <= 1000000000",
+        "1 <= x <= 1000000000",
     )
-    train_image_size: int = _data(224, "Height and width of training images, in pixels.", bounds="1 <= x <= 8192")
-    eval_image_size: int = _data(224, "Height and width of evaluation images, in pixels.", bounds="1 <= x <= 8192")
-    eval_crop_ratio: float = _data(
-        0.875, "Evaluation resizes the shorter side to eval_image_size / eval_crop_ratio.", bounds="0.05 <= x <= 1"
+    train_image_size: int = _key(224, "Height and width of training images, in pixels.", "1 <= x <= 8192")
+    eval_image_size: int = _key(224, "Height and width of evaluation images, in pixels.", "1 <= x <= 8192")
+    eval_crop_ratio: float = _key(
+        0.875, "Evaluation resizes the shorter side to eval_image_size / eval_crop_ratio.", "0.05 <= x <= 1"
     )
-    augmentation: str = _data(
+    augmentation: str = _key(
         "imagenet",
         "Training images: imagenet (random resized crop, flip), small (pad 4, random crop, flip) or none (as "
         "evaluated).",
         choices=("imagenet", "small", "none"),
     )
-    crop_scale: tuple[float, ...] = _data(
-        (0.08, 1.0), "Smallest and largest area of the random resized crop.", length=2, bounds="0 < x <= 1"
+    crop_scale: tuple[float, ...] = _key(
+        (0.08, 1.0), "Smallest and largest area of the random resized crop.", "0 < x <= 1", length=2
     )
-    crop_ratio: tuple[float, ...] = _data(
-        (0.75, 1.3333333), "Smallest and largest aspect ratio of the random resized crop.", length=2, bounds="x > 0"
+    crop_ratio: tuple[float, ...] = _key(
+        (0.75, 1.3333333), "Smallest and largest aspect ratio of the random resized crop.", "x > 0", length=2
     )
-    flip_probability: float = _data(0.5, "Probability of a horizontal flip in training.", bounds="0 <= x <= 1")
-    mean: Optional[tuple[float, ...]] = _data(None, "Mean per channel, of 0 to 1; null for the data set's own.")
-    std: Optional[tuple[float, ...]] = _data(
-        None, "Standard deviation per channel; null for the data set's own.", bounds="x > 0"
+    flip_probability: float = _key(0.5, "Probability of a horizontal flip in training.", "0 <= x <= 1")
+    mean: Optional[tuple[float, ...]] = _key(None, "Mean per channel, of 0 to 1; null for the data set's own.")
+    std: Optional[tuple[float, ...]] = _key(
+        None, "Standard deviation per channel; null for the data set's own.", "x > 0"
     )
-    interpolation: str = _data(
+    interpolation: str = _key(
         "bilinear",
         "Interpolation of resized images; area and pilcubic smooth before they shrink.",
         choices=("bilinear", "bicubic", "nearest", "area", "pilcubic"),
     )
-    num_workers: Optional[int] = _data(
-        None, "Parallel workers of the data pipeline per process; null to follow the cores.", bounds="1 <= x <= 1024"
+    num_workers: Optional[int] = _key(
+        None, "Parallel workers of the data pipeline per process; null to follow the cores.", "1 <= x <= 1024"
     )
 
-    batch_size: int = _training(64, "Images per step and device.", bounds="1 <= x <= 65536")
-    epoch_size: int = _training(100, "Number of epochs.", bounds="1 <= x <= 100000")
-    optimizer: str = _training(
+    batch_size: int = _key(64, "Images per step and device.", "1 <= x <= 65536")
+    epoch_size: int = _key(100, "Number of epochs.", "1 <= x <= 100000")
+    optimizer: str = _key(
         "momentum",
         "MindSpore's optimiser, for one update rule: Momentum, or SGD, which is slower (nesterov always takes SGD).",
         choices=("sgd", "momentum"),
     )
-    momentum: float = _training(0.9, "Momentum.", bounds="0 <= x < 1")
-    nesterov: bool = _training(False, "Nesterov's form of the momentum.")
-    weight_decay: float = _training(1e-4, "Weight decay, not applied to beta, gamma and bias.", bounds="0 <= x <= 1e38")
-    decay_all: bool = _training(False, "Apply the weight decay to beta, gamma and bias, too.")
-    freeze_bn: bool = _training(False, "Keep the running statistics of batch normalisation as loaded.")
-    amp_level: str = _training("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
-    loss_scale_mode: str = _training(
+    momentum: float = _key(0.9, "Momentum.", "0 <= x < 1")
+    nesterov: bool = _key(False, "Nesterov's form of the momentum.")
+    weight_decay: float = _key(1e-4, "Weight decay, not applied to beta, gamma and bias.", "0 <= x <= 1e38")
+    decay_all: bool = _key(False, "Apply the weight decay to beta, gamma and bias, too.")
+    freeze_bn: bool = _key(False, "Keep the running statistics of batch normalisation as loaded.")
+    amp_level: str = _key("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
+    loss_scale_mode: str = _key(
         "fixed",
         "Loss scale of mixed precision: fixed, or dynamic (starts at loss_scale; GPU and Ascend).",
         choices=("fixed", "dynamic"),
     )
-    loss_scale: float = _training(
-        1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", bounds="0 < x <= 1e38"
-    )
-    cpu_kernels: str = _training(
+    loss_scale: float = _key(1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", "0 < x <= 1e38")
+    cpu_kernels: str = _key(
         "mindspore",
         "Kernels of a training on CPU in float32: MindSpore's, or compiled for the faster ones of this project, which "
         "need a C++ compiler (g++, or the one named in CXX).",
         choices=("mindspore", "compiled"),
     )
-    seed: int = _training(
-        1, "Seed of initialisation, shuffling, augmentation and dropout.", bounds="0 <= x <= 4294967295"
-    )
-    log_interval: int = _training(100, "Steps between two lines of the log.", bounds="x >= 1")
+    seed: int = _key(1, "Seed of initialisation, shuffling, augmentation and dropout.", "0 <= x <= 4294967295")
+    log_interval: int = _key(100, "Steps between two lines of the log.", "x >= 1")
 
-    lr_decay_mode: str = _schedule(
+    lr_decay_mode: str = _key(
         "cosine",
         "Learning-rate schedule; lr_norm, lr_fast and lr_adju are those of CVPR 2020, port_cosine is the cosine of the "
         "MindSpore ports.",
         choices=("linear", "poly", "cosine", "port_cosine", "step", "steps", "lr_norm", "lr_fast", "lr_adju"),
         aliases=_ADJUST,
     )
-    lr_family: str = _schedule(
-        "resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2")
+    lr_family: str = _key("resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2"))
+    lr_designed_epochs: Optional[int] = _key(
+        None, "Epochs that lr_norm, lr_fast, lr_adju are meant for, to be stretched to epoch_size.", "x >= 1"
     )
-    lr_designed_epochs: Optional[int] = _schedule(
-        None, "Epochs that lr_norm, lr_fast, lr_adju are meant for, to be stretched to epoch_size.", bounds="x >= 1"
+    lr_init: float = _key(0.0, "Rate at the start of the warm-up.", "0 <= x <= 1e38")
+    lr_max: float = _key(0.1, "Highest (base) rate.", "0 <= x <= 1e38")
+    lr_factor: Union[float, Literal["auto"]] = _key(
+        1.0, "Factor of the rates; auto takes the one that the pooling brings, see docs/poolings.md.", "x > 0"
     )
-    lr_init: float = _schedule(0.0, "Rate at the start of the warm-up.", bounds="0 <= x <= 1e38")
-    lr_max: float = _schedule(0.1, "Highest (base) rate.", bounds="0 <= x <= 1e38")
-    lr_factor: Union[float, Literal["auto"]] = _schedule(
-        1.0, "Factor of the rates; auto takes the one that the pooling brings, see docs/poolings.md.", bounds="x > 0"
-    )
-    lr_end: float = _schedule(0.0, "Last rate of linear and cosine.", bounds="0 <= x <= 1e38")
-    warmup_epochs: int = _schedule(0, "Epochs of linear warm-up from lr_init to lr_max.", bounds="x >= 0")
-    lr_epochs: Optional[tuple[int, ...]] = _schedule(
+    lr_end: float = _key(0.0, "Last rate of linear and cosine.", "0 <= x <= 1e38")
+    warmup_epochs: int = _key(0, "Epochs of linear warm-up from lr_init to lr_max.", "x >= 0")
+    lr_epochs: Optional[tuple[int, ...]] = _key(
         None,
         "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "
         "0.7, 0.9 of the training for step, 0.3, 0.6, 0.8 for steps.",
-        bounds="x >= 1",
+        "x >= 1",
     )
-    lr_gamma: float = _schedule(0.1, "Factor at each of lr_epochs.", bounds="0 < x <= 1")
-    use_label_smooth: bool = _schedule(True, "Smooth the labels of the training loss.")
-    label_smooth_factor: float = _schedule(
-        0.1, "Probability spread evenly over all classes by label smoothing.", bounds="0 <= x < 1"
+    lr_gamma: float = _key(0.1, "Factor at each of lr_epochs.", "0 < x <= 1")
+    use_label_smooth: bool = _key(True, "Smooth the labels of the training loss.")
+    label_smooth_factor: float = _key(
+        0.1, "Probability spread evenly over all classes by label smoothing.", "0 <= x < 1"
     )
 
-    run_eval: bool = _checkpoints(True, "Evaluate on val/ while training.")
-    eval_interval: int = _checkpoints(1, "Epochs between two evaluations.", bounds="x >= 1")
-    eval_start_epoch: int = _checkpoints(0, "Epoch of the first evaluation.", bounds="x >= 0")
-    save_best_ckpt: bool = _checkpoints(True, "Keep the checkpoint of the best evaluation.")
-    save_checkpoint: bool = _checkpoints(True, "Save checkpoints while training.")
-    save_checkpoint_epochs: int = _checkpoints(1, "Epochs between two checkpoints.", bounds="x >= 1")
-    save_checkpoint_steps: int = _checkpoints(
-        0, "Steps between two checkpoints within an epoch; 0 for none.", bounds="x >= 0"
-    )
-    keep_checkpoint_max: int = _checkpoints(5, "Number of checkpoints kept besides the best one.", bounds="x >= 1")
-    pre_trained: str = _checkpoints(
-        "", "Checkpoint to start from; another number of classes skips the classifier.", path=True
-    )
-    fine_tune: bool = _checkpoints(False, "Warn of a training without pre_trained: the recipe is for given weights.")
-    resume_ckpt: str = _checkpoints("", "Checkpoint to resume from, or auto: the newest in output_path.", path=True)
+    run_eval: bool = _key(True, "Evaluate on val/ while training.")
+    eval_interval: int = _key(1, "Epochs between two evaluations.", "x >= 1")
+    eval_start_epoch: int = _key(0, "Epoch of the first evaluation.", "x >= 0")
+    save_best_ckpt: bool = _key(True, "Keep the checkpoint of the best evaluation.")
+    save_checkpoint: bool = _key(True, "Save checkpoints while training.")
+    save_checkpoint_epochs: int = _key(1, "Epochs between two checkpoints.", "x >= 1")
+    save_checkpoint_steps: int = _key(0, "Steps between two checkpoints within an epoch; 0 for none.", "x >= 0")
+    keep_checkpoint_max: int = _key(5, "Number of checkpoints kept besides the best one.", "x >= 1")
+    pre_trained: str = _key("", "Checkpoint to start from; another number of classes skips the classifier.", path=True)
+    fine_tune: bool = _key(False, "Warn of a training without pre_trained: the recipe is for given weights.")
+    resume_ckpt: str = _key("", "Checkpoint to resume from, or auto: the newest in output_path.", path=True)
 
-    mode_name: str = _run(
+    mode_name: str = _key(
         "GRAPH",
         "Execution mode.",
         choices=("GRAPH", "PYNATIVE"),
         aliases={"graph_mode": "GRAPH", "pynative_mode": "PYNATIVE"},
     )
-    device_target: str = _run("CPU", "Kind of device.", choices=("CPU", "GPU", "Ascend"))
-    device_id: int = _run(0, "Device of a run that is not distributed.", bounds="x >= 0")
-    run_distribute: bool = _run(False, "Train data-parallel over the ranks that mpirun or msrun started.")
-    device_num: int = _run(1, "Number of ranks.", bounds="1 <= x <= 65536")
-    rank_timeout: float = _run(300.0, "Seconds until a silent rank counts as lost (mpirun on CPU).", bounds="x > 0")
-    enable_sink: bool = _run(False, "Let the device fetch the data itself (dataset sink mode).")
-    output_path: str = _run("./outputs", "Run folder; everything that is written goes there.", path=True, filled=True)
-    progress: str = _run(
+    device_target: str = _key("CPU", "Kind of device.", choices=("CPU", "GPU", "Ascend"))
+    device_id: int = _key(0, "Device of a run that is not distributed.", "x >= 0")
+    run_distribute: bool = _key(False, "Train data-parallel over the ranks that mpirun or msrun started.")
+    device_num: int = _key(1, "Number of ranks.", "1 <= x <= 65536")
+    rank_timeout: float = _key(300.0, "Seconds until a silent rank counts as lost (mpirun on CPU).", "x > 0")
+    enable_sink: bool = _key(False, "Let the device fetch the data itself (dataset sink mode).")
+    output_path: str = _key("./outputs", "Run folder; everything that is written goes there.", path=True, filled=True)
+    progress: str = _key(
         "auto", "Progress: bar, plain lines, or auto for a bar on a terminal.", choices=("auto", "bar", "plain")
     )
-    tensorboard: bool = _run(False, "Write TensorBoard event files too (needs pip install tensorboardX).")
-    debug: bool = _run(False, "Show the traceback of an error.")
+    tensorboard: bool = _key(False, "Write TensorBoard event files too (needs pip install tensorboardX).")
+    debug: bool = _key(False, "Show the traceback of an error.")
 
-    checkpoint_file_path: str = _export("", "Checkpoint to evaluate or to export.", path=True)
-    split: str = _export("val", "What eval evaluates on: val/, or an image folder's test/.", choices=("val", "test"))
-    result_path: str = _export("", "JSON file for the result of an evaluation.", path=True)
-    report_path: str = _export("", "Folder for the confusion matrix and mistakes of an evaluation.", path=True)
-    robustness: str = _export(
+    checkpoint_file_path: str = _key("", "Checkpoint to evaluate or to export.", path=True)
+    split: str = _key("val", "What eval evaluates on: val/, or an image folder's test/.", choices=("val", "test"))
+    result_path: str = _key("", "JSON file for the result of an evaluation.", path=True)
+    report_path: str = _key("", "Folder for the confusion matrix and mistakes of an evaluation.", path=True)
+    robustness: str = _key(
         "none",
         "Robustness set in data_path to evaluate on instead of val/, see docs/measurements/robustness.md.",
         choices=("none", "imagenet_c", "imagenet_p", "imagenet_a", "stylized"),
     )
-    class_names: str = _export(
+    class_names: str = _key(
         "", "File with the network's classes, one a line; empty for the checkpoint's (robustness).", path=True
     )
-    file_name: str = _export("net", "Name of the exported file, without its ending.", path=True, filled=True)
-    file_format: str = _export("MINDIR", "Format of the exported file.", choices=("MINDIR", "ONNX"))
-    height: Optional[int] = _export(
-        None, "Height of exported images; null for eval_image_size.", bounds="1 <= x <= 8192"
-    )
-    width: Optional[int] = _export(None, "Width of exported images; null for eval_image_size.", bounds="1 <= x <= 8192")
+    file_name: str = _key("net", "Name of the exported file, without its ending.", path=True, filled=True)
+    file_format: str = _key("MINDIR", "Format of the exported file.", choices=("MINDIR", "ONNX"))
+    height: Optional[int] = _key(None, "Height of exported images; null for eval_image_size.", "1 <= x <= 8192")
+    width: Optional[int] = _key(None, "Width of exported images; null for eval_image_size.", "1 <= x <= 8192")
 
-    enable_modelarts: bool = _modelarts(False, "Synchronise folders with the object store of ModelArts.")
-    data_url: str = _modelarts("", "Data set in the object store, copied to data_path.")
-    train_url: str = _modelarts("", "Folder in the object store that receives output_path at the end.")
-    checkpoint_url: str = _modelarts("", "Checkpoints in the object store, copied to load_path.")
-    load_path: str = _modelarts("", "Local folder of the copied checkpoints.", path=True)
+    enable_modelarts: bool = _key(False, "Synchronise folders with the object store of ModelArts.")
+    data_url: str = _key("", "Data set in the object store, copied to data_path.")
+    train_url: str = _key("", "Folder in the object store that receives output_path at the end.")
+    checkpoint_url: str = _key("", "Checkpoints in the object store, copied to load_path.")
+    load_path: str = _key("", "Local folder of the copied checkpoints.", path=True)
 
     # Keys that a file or the command line gave, also where they gave the default.
     given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
@@ -301,13 +289,12 @@ class Config:
 def options() -> Mapping[str, Option]:
     """Returns every key, in the order of the sections."""
     hints = typing.get_type_hints(Config)
-    table = {}
+    table, section = {}, ""
     for item in dataclasses.fields(Config):
-        if "section" not in item.metadata:
-            continue
-        kind, words = kind_of(hints[item.name])
-        default = {} if item.default is dataclasses.MISSING else item.default
-        table[item.name] = Option(item.name, kind, words, default, **item.metadata)
+        if "help" in item.metadata:
+            section = _SECTIONS.get(item.name, section)
+            default = {} if item.default is dataclasses.MISSING else item.default
+            table[item.name] = Option(item.name, *kind_of(hints[item.name]), default, section=section, **item.metadata)
     return types.MappingProxyType(table)
 
 
