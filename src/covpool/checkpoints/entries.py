@@ -115,11 +115,7 @@ def read_entries(path: Path, checksum_required: bool = False) -> dict[str, Any]:
     """Read everything in a MindSpore checkpoint; its checksum, where it has one, is compared.
 
     Parameters of the MindSpore ports get the names that they have here, see `names.from_port`. bfloat16 becomes
-    float32, as in other formats.
-
-    Args:
-        path: A `.ckpt` file.
-        checksum_required: Whether a file without checksum counts as damaged.
+    float32, as in other formats. With `checksum_required` a file without checksum counts as damaged.
 
     Returns:
         Name -> parameter, or text for the names that begin with `about.`.

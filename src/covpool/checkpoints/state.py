@@ -55,16 +55,9 @@ class TrainingState:
     def save(self, position: Position, metric: float | None = None, regular: bool = True, best: bool = False) -> None:
         """Save checkpoints; every rank calls it and waits until they are written.
 
-        Within an epoch the ranks' running statistics and losses differ: all of them are saved.
-
-        Args:
-            position: Where the training is.
-            metric: Top-1 accuracy at this position, if it was evaluated.
-            regular: Save among the newest checkpoints.
-            best: Save as the best one, if the metric is higher than any before.
-
-        Raises:
-            NonFiniteState: On every rank, if one has a parameter that is NaN or infinite; nothing is saved.
+        Within an epoch the ranks' running statistics and losses differ: all of them are saved. ``metric`` is the top-1
+        accuracy at this position, if it was evaluated; with ``regular`` it is saved among the newest checkpoints, with
+        ``best`` as the best one, if the metric is higher than any before. NonFiniteState: see ``check_finite``.
         """
         epoch, step = position.epoch, position.epoch * self.steps + position.step
         self.check_finite(step)
@@ -103,7 +96,7 @@ class TrainingState:
     def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Position:
         """Set network and optimiser to what a checkpoint holds; where to go on.
 
-        After whole epochs an epoch may have become longer or shorter: the rates go on from the same epoch. UserError: it
+        After whole epochs an epoch may have become longer or shorter: rates go on from the same epoch. UserError: it
         is of other classes, another network or optimiser, or from within an epoch of another length.
         """
         if difference := other_classes(checkpoint, self.about.get("class_names", ())):

@@ -120,10 +120,8 @@ class CheckpointStore:
     never names what is not there. An index that is damaged or missing is made anew from the whole checkpoints in the
     folder, with one warning; a damaged one is kept under another name.
 
-    Args:
-        folder: Where the checkpoints go.
-        keep_max: How many are kept besides the best one.
-        empty: Whether to begin without any checkpoint, because those of an earlier run will have been moved away.
+    ``keep_max`` are kept besides the best one. With ``empty`` it begins without any checkpoint, because those of an
+    earlier run will have been moved away.
     """
 
     def __init__(self, folder: Path, keep_max: int, empty: bool = False) -> None:

@@ -71,16 +71,9 @@ def array_source(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> ArraySource:
-    """Make a source of images in memory; UserError where shapes do not fit together, or a label is outside the classes.
+    """Make a source of images in memory: uint8 (n, H, W, 1 or 3), labels (n,), mean and std by channel, 1 = full scale.
 
-    Args:
-        name: Data set name, as in messages.
-        split: ``"train"`` or ``"val"``.
-        class_names: Name of every class.
-        images: uint8, shape (n, H, W, C) with C = 1 or 3.
-        labels: Class indices, shape (n,).
-        mean: Mean per channel, 1 = full scale.
-        std: Standard deviation per channel.
+    UserError: shapes do not fit together, or a label is outside the classes.
     """
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
         raise UserError(f"{name}: images must be uint8 (n, H, W, 1 or 3), got {images.dtype} {images.shape}")

@@ -173,13 +173,9 @@ def check_image_folder(
 ) -> Report:
     """Read and decode every image below ``train/`` and ``val/``, and look at the folders.
 
-    Args:
-        root: The data set.
-        workers: Processes, None for one per core.
-        min_images: A class with fewer usable training images is a problem.
-        duplicates: Whether to look for images of ``val/`` that are in ``train/`` too, byte for byte.
-        max_pixels: An image of more is a problem.
-        progress: Wraps an iterable of known length, e.g. in a progress bar.
+    A class with fewer than ``min_images`` usable training images is a problem, and so are more than ``max_pixels``.
+    With ``duplicates``, images of ``val/`` that are in ``train/`` too, byte for byte, are found. ``progress`` wraps
+    an iterable of known length, e.g. in a progress bar.
     """
     report = Report()
     listed = {split: _list_split(root, split, report) for split in SPLITS}

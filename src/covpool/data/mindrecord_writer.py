@@ -27,16 +27,8 @@ def pack_image_folder(
 ) -> Iterator[int]:
     """Write one split of an image folder as ``folder/<split>.mindrecord*``; yields images written, portion by portion.
 
-    Nothing else may use ``folder`` meanwhile: give it a temporary name and rename it when all is there.
-
-    Args:
-        source: The images, in the order that the packed split keeps.
-        folder: An existing folder.
-        shards: Number of files, 1 to 1000; by default one per GiB.
-        workers: Threads that read images; by default one per core.
-
-    Raises:
-        UserError: An image cannot be read or is damaged, or the files cannot be written.
+    Nothing else may use ``folder`` meanwhile: give it a temporary name and rename it when all is there. By default it
+    has one of 1 to 1000 ``shards`` per GiB. UserError: an image cannot be read or is damaged, or a file not written.
     """
     try:
         str(folder).encode("utf-8")

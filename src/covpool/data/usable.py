@@ -42,11 +42,8 @@ def usable(
             the same. An answer that rests on an unreadable file is not kept: it may be readable next time.
         progress: Called with a number of images of this rank that have been checked.
 
-    Returns:
-        The source without bad images, in the old order (the source itself if all are good); one line per bad image.
-
-    Raises:
-        UserError: No image is left, ranks see different numbers of images, or the cache cannot be written.
+    Returns the source without bad images, in the old order, and one line per bad image. UserError: no image is left,
+    ranks see different numbers of images, or the cache cannot be written.
     """
     if source.image_shape is not None:
         return source, []

@@ -80,7 +80,7 @@ class CheckpointModel:
 
 
 def open_model(path: Path, device_target: str = "CPU") -> ExportedModel:
-    """Open an exported file, or a checkpoint (``.ckpt``); UserError if it is missing, damaged, or of no known format."""
+    """Open an exported file, or a checkpoint (``.ckpt``); UserError if it is missing, damaged, or of no format."""
     return CheckpointModel(path) if path.suffix == ".ckpt" else open_exported(path, device_target)
 
 

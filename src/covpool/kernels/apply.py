@@ -41,9 +41,6 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
             1 with multiples of 32 channels, a 7x7 convolution of images, batch normalisation in training, centring and
             triangle of a covariance, its signed root, scale and shift.
         threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
-
-    Raises:
-        UserError: The kernels cannot be compiled.
     """
     if choice not in CPU_KERNELS:
         raise ValueError(f"CPU kernels must be one of {', '.join(CPU_KERNELS)}, not {choice!r}")

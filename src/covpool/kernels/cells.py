@@ -21,8 +21,8 @@ _STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
 def winograd_operator(library: Path) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (O, C, 3, 3)) -> (N, O, H, W), stride 1 and padding 1, with its gradient.
 
-    Minimal filtering (Lavin and Gray, CVPR 2016): a 4x4 tile gives 2x2 outputs by 16 products instead of 36. Both gradients are the exact adjoint, by
-    the same number of products. Rounding is that of a direct convolution in float32 (tests/kernels).
+    Minimal filtering (Lavin and Gray, CVPR 2016): a 4x4 tile gives 2x2 outputs by 16 products instead of 36. Both
+    gradients are the exact adjoint, by as many. Rounding is that of a direct convolution in float32 (tests/kernels).
     """
     data_gradient = custom(library, "winograd_data_gradient", lambda dy, weight: (dy[0], weight[1], dy[2], dy[3]))
     weight_gradient = custom(library, "winograd_weight_gradient", lambda x, dy: (dy[1], x[1], 3, 3))

@@ -47,11 +47,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
     A library that is kept is used if it is as it was made: a regular file of this user (or root) that nobody else can
     write to, and whole by the digest at its end. Otherwise it is compiled anew. The name of the file, by default in
     ``mindspore-gcp`` in the user's cache folder, tells sources, compiler and processor apart, and several processes may
-    compile at once.
-
-    Raises:
-        UserError: No compiler, a compiler that fails, or a folder that cannot be written or is another user's; nothing
-            is tried instead.
+    compile at once. UserError: there is no compiler, it fails, or the folder cannot be written or is another user's.
     """
     folder = (folder or _cache_folder()).absolute()
     if ":" in str(folder):  # MindSpore takes LIBRARY:FUNCTION

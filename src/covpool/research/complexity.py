@@ -70,10 +70,8 @@ def measure(network: nn.Cell, image_shape: Sequence[int]) -> Complexity:
 
     A convolution counts output elements times weights per output channel, a product of matrices the elements of the
     result times the summed length. Element-wise operations, sums (also those that the poolings write as a product with
-    a constant vector), normalisation and pooling windows are not counted, as usual.
-
-    Raises:
-        ValueError: The graph calls sub-graphs (data-dependent control flow), which have no fixed count.
+    a constant vector), normalisation and pooling windows are not counted, as usual. ValueError: the graph calls
+    sub-graphs (data-dependent control flow), which have no fixed count.
     """
     parts: Counter[str] = Counter()
     decompositions = set()

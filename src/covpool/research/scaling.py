@@ -72,20 +72,12 @@ def predict(
     image_bytes: float = IMAGENET_IMAGE_BYTES,
     images: int = IMAGENET_IMAGES,
 ) -> Prediction:
-    """Predict a step of data-parallel training.
+    """Predict a step of data-parallel training with ``batch_size`` images of ``multiply_adds`` forward on each device.
 
     Computing takes 6 multiply_adds batch_size / operations_per_s. The first group of gradients (the classifier's) is
     there after the forward pass, a third of that; the last one at its end. So an overlapped step cannot end before the
     last group has been reduced after computing, nor before all groups have been reduced after the forward pass.
-
-    Args:
-        devices: n.
-        batch_size: Images per device.
-        multiply_adds: Of the forward pass of one image.
-        groups: Bytes of the gradients of each all-reduce, in their order.
-        machine: Devices and links.
-        image_bytes: Mean size of an image file.
-        images: Images of an epoch.
+    ``groups`` are the bytes of the gradients of each all-reduce, in their order.
     """
     if devices < 1 or batch_size < 1 or not groups:
         raise ValueError("devices and batch_size must be at least 1, and there must be gradients")

@@ -99,10 +99,11 @@ def run_study(
     stop: StopRequest | None = None,
     report: Callable[[dict[Run, State], list[Run]], None] = lambda states, running: None,
 ) -> dict[Run, State]:
-    """Train every run that is not done; one that was begun goes on from its last checkpoint.
+    """Train every run that is not done; one that was begun goes on from its last checkpoint. The state of every run.
 
     A run that fails (or whose loss becomes no number) is recorded as failed and the others go on; it is tried again
-    the next time. After a signal the running ones save and stop.
+    the next time. After a signal the running ones save and stop. UserError: another process runs in ``output``, or a
+    folder holds a run with other settings.
 
     Args:
         study: What to run.
@@ -111,8 +112,6 @@ def run_study(
         jobs: Runs at a time; each gets its share of the cores.
         stop: Receives signals.
         report: Called with the state of all runs and the running ones when something may have changed.
-
-    Returns the state of every run. UserError: another process runs in ``output``, or a folder holds another run.
     """
     stop = stop or StopRequest()
     with _alone(output):

@@ -63,14 +63,11 @@ class Study:
 
 
 def read_study(path: Path) -> Study:
-    """Read a study file.
+    """Read a study file; ConfigError: in one line, what is wrong and what is allowed.
 
     Keys: `config` (relative to the file), `grid` (key: list of values; every combination), `variants` (name: overrides;
     combined with every point of the grid), `seeds`, and optionally `title` and `accuracies`. Every combination is
     checked as a configuration.
-
-    Raises:
-        ConfigError: In one line, what is wrong and what is allowed.
     """
     content = _mapping(path)
     for key in content:
