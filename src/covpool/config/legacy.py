@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+
+def _by_name(groups: dict[str, str]) -> dict[str, str]:
+    """A group's key for every name in it."""
+    return {name: key for key, names in groups.items() for name in names.split()}
+
+
 # Other names of keys that mean the same here.
 SYNONYMS = {
     "ckpt_file": "checkpoint_file_path",
@@ -15,55 +21,28 @@ SYNONYMS = {
 }
 
 # Keys without meaning here: read from files, named in one warning, and left alone. On a command line each is an error
-# that names the key that counts, where there is one.
-IGNORED = {
-    # parameter server, graph tuning, caches and profiling of the ports' launchers
-    "acc_mode": "amp_level",
-    "all_reduce_fusion_config": "",
-    "boost_mode": "",
-    "cache_session_id": "",
-    "dtype": "amp_level",
-    "enable_cache": "",
-    "enable_profiling": "",
-    "parameter_server": "",
-    "save_graphs": "",
-    "save_graphs_path": "",
-    # initialisation and optimisers that the project does not have (LARS, Thor)
-    "conv_init": "",
-    "dense_init": "",
-    "damping_decay": "",
-    "damping_init": "",
-    "frequency": "",
-    "lars_coefficient": "",
-    "lars_epsilon": "",
-    "learning_rate": "lr_max",
-    "lr_decay": "lr_decay_mode",
-    "lr_end_epoch": "epoch_size",
-    "use_lars": "",
-    # progress of an earlier training, which a checkpoint knows
-    "has_trained_epoch": "resume_ckpt",
-    "has_trained_step": "resume_ckpt",
-    "pretrain_epoch_size": "resume_ckpt",
-    "start_epoch": "resume_ckpt",
-    "train_epoch_size": "epoch_size",
-    # checkpoints, evaluation and inference in other places or by other scripts
-    "checkpoint_path": "checkpoint_file_path",
-    "ckpt_interval": "save_checkpoint_epochs",
-    "ckpt_path": "checkpoint_file_path",
-    "enable_predict_lite_backend": "",
-    "enable_predict_lite_mindir": "",
-    "eval": "run_eval",
-    "eval_dataset_path": "data_path",
-    "filter_weight": "pre_trained",
-    "img_path": "",
-    "infer_label": "",
-    "label_path": "",
-    "lite_context_config": "",
-    "network_dataset": "",
-    "record_path": "data_path",
-    "result_url": "train_url",
-    "save_checkpoint_path": "output_path",
-}
+# that names the key that counts, where there is one. Without any are those of parameter server, graph tuning, caches
+# and profiling, of initialisation, LARS and Thor, and of inference by other scripts.
+IGNORED = _by_name(
+    {
+        "": "all_reduce_fusion_config boost_mode cache_session_id enable_cache enable_profiling parameter_server "
+        "save_graphs save_graphs_path conv_init dense_init damping_decay damping_init frequency lars_coefficient "
+        "lars_epsilon use_lars enable_predict_lite_backend enable_predict_lite_mindir img_path infer_label label_path "
+        "lite_context_config network_dataset",
+        "amp_level": "acc_mode dtype",
+        "checkpoint_file_path": "checkpoint_path ckpt_path",
+        "data_path": "eval_dataset_path record_path",
+        "epoch_size": "lr_end_epoch train_epoch_size",
+        "lr_decay_mode": "lr_decay",
+        "lr_max": "learning_rate",
+        "output_path": "save_checkpoint_path",
+        "pre_trained": "filter_weight",
+        "resume_ckpt": "has_trained_epoch has_trained_step pretrain_epoch_size start_epoch",
+        "run_eval": "eval",
+        "save_checkpoint_epochs": "ckpt_interval",
+        "train_url": "result_url",
+    }
+)
 
 # What a file of the ports means where it does not say so itself.
 ASSUMED = {
@@ -72,63 +51,45 @@ ASSUMED = {
 }
 
 # What timm, torchvision and MindCV call a key or a value, for messages about unknown ones; empty: not there yet.
-OTHER_NAMES = {
-    "arch": "net_name",
-    "model": "net_name",
-    "model_name": "net_name",
-    "backbone": "net_name",
-    "epochs": "epoch_size",
-    "num_epochs": "epoch_size",
-    "max_epochs": "epoch_size",
-    "base_lr": "lr_max",
-    "min_lr": "lr_end",
-    "warmup_lr": "lr_init",
-    "lr_warmup_epochs": "warmup_epochs",
-    "lr_scheduler": "lr_decay_mode",
-    "sched": "lr_decay_mode",
-    "scheduler": "lr_decay_mode",
-    "opt": "optimizer",
-    "wd": "weight_decay",
-    "label_smoothing": "label_smooth_factor",
-    "smoothing": "label_smooth_factor",
-    "data": "data_path",
-    "data_dir": "data_path",
-    "val_split": "split",
-    "img_size": "train_image_size",
-    "image_resize": "train_image_size",
-    "input_size": "train_image_size",
-    "train_crop_size": "train_image_size",
-    "val_crop_size": "eval_image_size",
-    "crop_pct": "eval_crop_ratio",
-    "hflip": "flip_probability",
-    "scale": "crop_scale",
-    "ratio": "crop_ratio",
-    "workers": "num_workers",
-    "num_parallel_workers": "num_workers",
-    "gp": "pooling",
-    "initial_checkpoint": "pre_trained",
-    "pretrained": "pre_trained",
-    "weights": "pre_trained",
-    "finetune": "pre_trained",
-    "resume": "resume_ckpt",
-    "checkpoint": "checkpoint_file_path",
-    "output": "output_path",
-    "ckpt_save_dir": "output_path",
-    "keep_checkpoint": "keep_checkpoint_max",
-    "amp": "amp_level",
-    "device": "device_target",
-    "distribute": "run_distribute",
-    "distributed": "run_distribute",
-    "random_seed": "seed",
-    "cuda": "GPU",
-    "nvidia": "GPU",
-    "npu": "Ascend",
-    "multistep": "steps",
-    "multi_step_decay": "steps",
-    "cosine_decay": "cosine",
-    "polynomial_decay": "poly",
-    **dict.fromkeys(("mixup", "cutmix", "mixup_alpha", "cutmix_alpha", "aa", "auto_augment", "autoaugment"), ""),
-    **dict.fromkeys(("randaugment", "reprob", "random_erase", "re_prob", "drop_path", "drop_path_rate"), ""),
-    **dict.fromkeys(("model_ema", "ema", "clip_grad", "gradient_accumulation_steps", "grad_accum_steps"), ""),
-    **dict.fromkeys(("adam", "adamw", "lamb", "lion", "rmsprop", "lars", "plateau", "exponential"), ""),
-}
+OTHER_NAMES = _by_name(
+    {
+        "": "mixup cutmix mixup_alpha cutmix_alpha aa auto_augment autoaugment randaugment reprob random_erase re_prob "
+        "drop_path drop_path_rate model_ema ema clip_grad gradient_accumulation_steps grad_accum_steps adam adamw lamb "
+        "lion rmsprop lars plateau exponential",
+        "amp_level": "amp",
+        "checkpoint_file_path": "checkpoint",
+        "crop_ratio": "ratio",
+        "crop_scale": "scale",
+        "data_path": "data data_dir",
+        "device_target": "device",
+        "epoch_size": "epochs num_epochs max_epochs",
+        "eval_crop_ratio": "crop_pct",
+        "eval_image_size": "val_crop_size",
+        "flip_probability": "hflip",
+        "keep_checkpoint_max": "keep_checkpoint",
+        "label_smooth_factor": "label_smoothing smoothing",
+        "lr_decay_mode": "lr_scheduler sched scheduler",
+        "lr_end": "min_lr",
+        "lr_init": "warmup_lr",
+        "lr_max": "base_lr",
+        "net_name": "arch model model_name backbone",
+        "num_workers": "workers num_parallel_workers",
+        "optimizer": "opt",
+        "output_path": "output ckpt_save_dir",
+        "pooling": "gp",
+        "pre_trained": "initial_checkpoint pretrained weights finetune",
+        "resume_ckpt": "resume",
+        "run_distribute": "distribute distributed",
+        "seed": "random_seed",
+        "split": "val_split",
+        "train_image_size": "img_size image_resize input_size train_crop_size",
+        "warmup_epochs": "lr_warmup_epochs",
+        "weight_decay": "wd",
+        # values
+        "Ascend": "npu",
+        "GPU": "cuda nvidia",
+        "cosine": "cosine_decay",
+        "poly": "polynomial_decay",
+        "steps": "multistep multi_step_decay",
+    }
+)

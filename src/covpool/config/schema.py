@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
 
-from covpool.config.contradictions import contradictions
-from covpool.config.values import Option, check, kind_of, plain, show, suggestion
+from covpool.config.values import Option, check, contradictions, kind_of, plain, show, suggestion
 from covpool.config.yaml_file import write_yaml
 from covpool.errors import ConfigError
 

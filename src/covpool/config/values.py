@@ -1,4 +1,4 @@
-"""Typed values: what a configuration key accepts, and the check of one value."""
+"""Values: what a configuration key accepts, the check of one value, and values that are valid alone, not together."""
 
 from __future__ import annotations
 
@@ -25,42 +25,34 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"": None, "~": None, "null": None, "True": True, "true": True, "False": False, "false": False}
 _MAX_INTEGER = 2**32 - 1  # the largest seed; no other key comes near it
-_NOUNS = {"int": "an integer", "float": "a number", "str": "a string", "dict": "a mapping of names to values"}
+_NOUNS = {
+    **{"bool": "True or False", "int": "an integer", "float": "a number", "str": "a string"},
+    **{"dict": "a mapping of names to values", "list of int": "integers", "list of float": "numbers"},
+}
+# First epoch, counted from 0, at which (1 - (e - 1) / 52)^11 and (1 - (e - 1) / 49)^2 are 0, and the designed length.
+_ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
+_MAX_SIDE = 16384  # pixels of an image that is resized before it is cropped: 768 MiB
+_MAX_CLASSIFIER = 2**32  # weights: 16 GiB, and as much again for each of gradient and momentum
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
 class Option:
-    """One configuration key.
-
-    Args:
-        name: The key.
-        kind: `bool`, `int`, `float`, `str`, `dict`, `list of int` or `list of float`.
-        words: What may stand in place of a value of that kind: None (written `null`), or a word such as `auto`.
-        default: Value where no file and no command line gives one.
-        help: One sentence for `--help` and the reference.
-        section: Heading under which the key is shown.
-        choices: Allowed values; empty for any. Strings are compared without regard to case.
-        aliases: Other spellings (lower case) of choices, as older files have them.
-        bounds: Condition on the number, or on each number of a list, such as `0 <= x < 1`.
-        length: Number of elements of a list; 0 for any.
-        path: Whether the text names a file or folder, in which a leading `~` is the user's home.
-        filled: Whether the text must not be empty.
-    """
+    """One configuration key."""
 
     name: str
-    kind: str
-    words: tuple[Any, ...]
-    default: Any
-    help: str
-    section: str
-    choices: tuple[Any, ...] = ()
-    aliases: Mapping[str, Any] = field(default_factory=dict)
-    bounds: str = ""
-    length: int = 0
-    path: bool = False
-    filled: bool = False
+    kind: str  # `bool`, `int`, `float`, `str`, `dict`, `list of int` or `list of float`
+    words: tuple[Any, ...]  # what may stand in place of such a value: None (written `null`), or a word such as `auto`
+    default: Any  # where no file and no command line gives a value
+    help: str  # one sentence for `--help` and the reference
+    section: str  # heading under which the key is shown
+    choices: tuple[Any, ...] = ()  # allowed values; empty for any; strings are compared without regard to case
+    aliases: Mapping[str, Any] = field(default_factory=dict)  # other spellings (lower case) of choices
+    bounds: str = ""  # condition on the number, or on each number of a list, such as `0 <= x < 1`
+    length: int = 0  # number of elements of a list; 0 for any
+    path: bool = False  # whether the text names a file or folder, in which a leading `~` is the user's home
+    filled: bool = False  # whether the text must not be empty
 
     @property
     def type_name(self) -> str:
@@ -73,23 +65,16 @@ class Option:
 
     def describe(self) -> str:
         """What is allowed, to follow the words "must be"."""
-        if self.kind == "bool":
-            text = "True or False"
-        elif self.choices:
+        is_list = self.kind.startswith("list of ")
+        if self.choices:
             text = "one of " + ", ".join(map(str, self.choices))
-        elif self.kind.startswith("list of "):
-            text = f"a list of {self.length or ''} {'integers' if self.kind.endswith('int') else 'numbers'}"
-            text = " ".join(text.split())
+        elif is_list:
+            text = f"a list of {f'{self.length} ' if self.length else ''}{_NOUNS[self.kind]}"
         else:
             text = _NOUNS[self.kind] + (" that is not empty" if self.filled else "")
         if self.bounds:
-            text += f" with {self.bounds}" if self.kind.startswith("list") else f" with {self.readable_bounds}"
+            text += " with " + (self.bounds if is_list else re.sub(r"\bx\b", self.name, self.bounds))
         return ", or ".join([text, *self._written_words])
-
-    @property
-    def readable_bounds(self) -> str:
-        """The condition with the key's name in place of `x`."""
-        return re.sub(r"\bx\b", self.name, self.bounds)
 
 
 def show(value: object) -> str:
@@ -105,10 +90,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Says of an unknown name what other libraries mean by it, that it is not there yet, or the known one most like it.
 
-    Args:
-        name: What was given.
-        known: What there is.
-        prefix: Stands before a known name, `--` for one.
+    The `prefix` stands before a known name, `--` for one.
     """
     known = list(known)
     meant = OTHER_NAMES.get(name.lower().replace("-", "_"))
@@ -130,15 +112,9 @@ def resolve(text: str) -> bool | int | float | str | None:
 
 
 def check(option: Option, value: object, where: str) -> Any:
-    """Returns the value in the type of the key.
+    """Returns a Python value from `where`, a file or a command line, in the type of the key.
 
-    Args:
-        option: The key.
-        value: A Python value, as read from a file, a command line or given by a program.
-        where: Origin of the value, for the error.
-
-    Raises:
-        ConfigError: The value is of another type, out of range or not among the choices.
+    A ConfigError says that it is of another type, out of range or not among the choices.
     """
     try:
         return _convert(option, value)
@@ -150,13 +126,8 @@ def check(option: Option, value: object, where: str) -> Any:
             hint = ", without quotes" if resolve(value) != value else ""
         elif isinstance(value, str) and not _is_utf8(value):
             hint = " of UTF-8 text"
-        elif (
-            option.kind == "int"
-            and isinstance(value, int)
-            and value > _MAX_INTEGER
-            and _satisfies(option.bounds, value)
-        ):
-            hint = f", at most {_MAX_INTEGER}"
+        elif option.kind == "int" and isinstance(value, int) and value > _MAX_INTEGER:
+            hint = f", at most {_MAX_INTEGER}" if _satisfies(option.bounds, value) else ""
         raise ConfigError(f"{where}: {option.name} = {show(value)}: must be {option.describe()}{hint}") from None
 
 
@@ -180,7 +151,7 @@ def _convert(option: Option, value: object) -> Any:
     if option.path:
         return os.path.expanduser(scalar)  # noqa: PTH111 - Path would drop what the user wrote, a final slash for one
     if option.choices:
-        return _choose(option, scalar)
+        return {**{str(choice).lower(): choice for choice in option.choices}, **option.aliases}[str(scalar).lower()]
     if not _satisfies(option.bounds, scalar):
         raise ValueError
     return scalar
@@ -191,18 +162,16 @@ def _convert_scalar(kind: str, value: object) -> Any:
         value = float(value)
     if type(value).__name__ != kind:
         raise TypeError
-    _require_sane(value)
+    return _sane(value)
+
+
+def _sane(value: Any) -> Any:
+    """The value, but for what no key can mean: NaN, infinities, integers beyond 32 bits, text with NUL or not UTF-8."""
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    beyond = isinstance(value, int) and abs(value) > _MAX_INTEGER
+    if infinite or beyond or (isinstance(value, str) and ("\0" in value or not _is_utf8(value))):
+        raise ValueError
     return value
-
-
-def _require_sane(value: object) -> None:
-    """Rejects what no key can mean: NaN, infinities, integers beyond 32 bits, text with NUL or not of UTF-8."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError
-    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
-        raise ValueError
-    if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
-        raise ValueError
 
 
 def _is_utf8(text: str) -> bool:
@@ -222,13 +191,7 @@ def _convert_free(value: object) -> Any:
         return [_convert_free(item) for item in value]
     if value is not None and type(value) not in (bool, int, float, str):
         raise TypeError
-    _require_sane(value)
-    return value
-
-
-def _choose(option: Option, value: Any) -> Any:
-    """Returns the choice that is written like this in any case, or has this alias."""
-    return {**{str(choice).lower(): choice for choice in option.choices}, **option.aliases}[str(value).lower()]
+    return _sane(value)
 
 
 def _satisfies(bounds: str, value: Any) -> bool:
@@ -255,3 +218,48 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def contradictions(config: Any) -> list[str]:
+    """Returns one line for each pair of keys of a `Config` that exclude each other."""
+    found = []
+    if config.warmup_epochs >= config.epoch_size:
+        found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")
+    if config.lr_epochs is not None and list(config.lr_epochs) != sorted(set(config.lr_epochs)):
+        found.append(f"lr_epochs = {list(config.lr_epochs)}: must be increasing")
+    zero_from, designed = _ZERO_FROM.get(config.lr_decay_mode, (0, 0))
+    if zero_from and config.lr_family == "resnet" and (config.lr_designed_epochs or config.epoch_size) > zero_from:
+        found.append(
+            f"lr_decay_mode = {config.lr_decay_mode}: its rate is 0 from epoch {zero_from} on; lr_designed_epochs = "
+            f"{designed} stretches its {designed} epochs to epoch_size = {config.epoch_size}"
+        )
+    if config.eval_image_size > _MAX_SIDE * config.eval_crop_ratio:
+        found.append(
+            f"eval_crop_ratio = {config.eval_crop_ratio:g}: eval_image_size / eval_crop_ratio = "
+            f"{config.eval_image_size / config.eval_crop_ratio:g} pixels, must be at most {_MAX_SIDE}"
+        )
+    if config.pooling != "gap" and config.class_num != "auto":
+        weights = config.reduction_dim * (config.reduction_dim + 1) // 2 * config.class_num
+        if weights > _MAX_CLASSIFIER:
+            found.append(
+                f"reduction_dim = {config.reduction_dim} and class_num = {config.class_num}: the classifier alone "
+                f"would hold {weights * 4 / 2**30:.0f} GiB"
+            )
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(config, name)
+        if low > high:
+            found.append(f"{name} = {[low, high]}: the first number must not be above the second")
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if values is not None and len(values) != config.in_channels:
+            found.append(f"{name} = {list(values)}: must have in_channels = {config.in_channels} numbers")
+    if config.nesterov and config.momentum == 0:
+        found.append("nesterov = True: needs a momentum above 0")
+    if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
+        found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
+    if config.robustness != "none" and (config.report_path or config.split != "val"):
+        key = "report_path" if config.report_path else "split"
+        found.append(f"{key} = {getattr(config, key)}: not for robustness sets (robustness = {config.robustness})")
+    if config.enable_modelarts and not (config.data_url or config.train_url or config.checkpoint_url):
+        found.append("enable_modelarts = True: needs data_url, train_url or checkpoint_url")
+    return found
