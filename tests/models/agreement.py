@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Callable
 
 import mindspore as ms
 import numpy as np
 import torch
-from mindspore import nn, ops
+from mindspore import nn
 
 from covpool.checkpoints import convert_state_dict, load_into
+from covpool.export import export_network, open_exported
 from covpool.training.recipe import build_optimizer, parameter_groups
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -88,9 +90,8 @@ def count(cell: nn.Cell) -> int:
     return sum(p.size for p in cell.get_parameters() if not p.name.endswith("counter"))
 
 
-def sum_of_squares_gradients(cell: nn.Cell, x: np.ndarray) -> dict[str, np.ndarray]:
-    def loss(x: ms.Tensor) -> ms.Tensor:
-        return ops.square(cell(x)).sum()
-
-    gradients = ms.value_and_grad(loss, None, cell.trainable_params())(ms.Tensor(x))[1]
-    return {p.name: g.asnumpy() for p, g in zip(cell.trainable_params(), gradients)}
+def exported_error(cell: nn.Cell, folder: Path, file_format: str, x: np.ndarray) -> float:
+    """Of the exported file, at the batch it was checked with and at a batch of one."""
+    model = open_exported(export_network(cell, folder / "net", file_format, x, {}).path)
+    expected = cell(ms.Tensor(x)).asnumpy()
+    return max(relative(model(x[:size]), expected[:size]) for size in (len(x), 1))

@@ -14,5 +14,6 @@ except RuntimeError:
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 import timm
+import timm.optim
 
 __all__ = ["timm", "torchvision"]

@@ -11,6 +11,7 @@ from mindspore import nn
 
 from covpool.errors import UserError
 from covpool.models.classifier import ImageClassifier
+from covpool.models.token_head import token_map
 from covpool.registry import UnknownNameError
 
 MINDCV = "mindcv/"
@@ -76,7 +77,7 @@ class MindCVNetwork(ImageClassifier):
         """Images (N, in_channels, H, W) to a map (N, C, H', W'), or (N, C, L, 1) of tokens."""
         x = self.backbone.forward_features(x)
         if self.tokens:
-            x = x[:, self.class_tokens :].swapaxes(1, 2).expand_dims(3)
+            x = token_map(x[:, self.class_tokens :])
         return x
 
 

@@ -1,0 +1,175 @@
+"""DeiT against timm: weights, outputs, gradients, steps, positions at other sizes, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import nn
+
+from covpool.build import architecture, build_model
+from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
+from covpool.checkpoints.format import read_checkpoint, save_checkpoint
+from covpool.config import Config
+from covpool.errors import UserError
+from covpool.models import create_model, freeze
+from covpool.models.transformer import resize_grid_matrix
+from covpool.training.recipe import parameter_groups
+from tests.models.agreement import (
+    count,
+    exported_error,
+    gradient_errors,
+    images,
+    output_error,
+    relative,
+    same_weights,
+    steps_error,
+)
+from tests.models.peers import timm
+
+NAME = "deit_tiny_patch16_224"
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8}
+
+
+def ours(pooling: str = "gap", size: int | tuple[int, int] = 32, **args: object) -> nn.Cell:
+    sizes = {"image_size": size, "num_classes": 5, "reduction_dim": 8, **SMALL}
+    return create_model(NAME, pooling=pooling, **{**sizes, **args}).set_train(False)
+
+
+def theirs(size: int = 32, **args: object) -> torch.nn.Module:
+    model = timm.models.vision_transformer.VisionTransformer
+    return model(img_size=size, num_classes=5, dynamic_img_size=True, **{**SMALL, **args}).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("deit_small_patch16_224", 22_050_664),
+        pytest.param("deit_tiny_patch16_224", 5_717_416, marks=pytest.mark.only_with_all),
+        pytest.param("deit_base_patch16_224", 86_567_656, marks=pytest.mark.only_with_all),
+    ],
+)
+def test_the_real_network(name, parameters, pynative_mode):
+    cell, module = create_model(name, pooling="gap").set_train(False), timm.create_model(name).eval()
+    assert count(cell) == parameters
+    same_weights(cell, module)
+    assert output_error(cell, module, images(224, 1)) < 1e-5
+
+
+def test_logits_at_every_size_in_both_modes(mode):
+    cell, module = ours(), theirs()
+    same_weights(cell, module)
+    sizes = [((16, 40), 1)] if mode == "GRAPH" else [(32, 3), (48, 1), (24, 2), ((16, 40), 2)]
+    for size, batch in sizes:
+        assert output_error(cell, module, images(size, batch)) < 1e-5, size
+
+
+def test_gradients(pynative_mode):
+    cell, module = ours(qkv_bias=False), theirs(qkv_bias=False)
+    same_weights(cell, module)
+    for size in (32, 48):  # positions learn through the interpolation, too
+        module.zero_grad()
+        errors = gradient_errors(cell, module, images(size))
+        assert len(errors) == len(list(cell.trainable_params())) and max(errors.values()) < 1e-4
+
+
+def test_ten_steps(pynative_mode):
+    cell, module = ours(), theirs()
+    same_weights(cell, module)
+    assert steps_error(cell, module, images(32, 4)) < 1e-3
+
+
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((4, 4), (4, 4))])
+def test_positions_are_interpolated_as_timm_does(old, new):
+    table = torch.randn(1, 1 + old[0] * old[1], 6)
+    expected = timm.layers.resample_abs_pos_embed(table, list(new), list(old)).numpy()
+    found = resize_grid_matrix(old, new) @ table[0, 1:].numpy()
+    np.testing.assert_allclose(found, expected[0, 1:], rtol=0, atol=1e-5)
+
+
+def test_names_there_and_back(pynative_mode):
+    cell, module = ours(), theirs()
+    same_weights(cell, module)
+    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    back = to_pytorch({p.name: p for p in cell.get_parameters()})
+    assert set(back) == set(state) and all((back[name] == state[name]).all() for name in state)
+    theirs().load_state_dict({name: torch.tensor(value) for name, value in back.items()})
+
+
+def test_a_file_of_another_image_size(tmp_path: Path, pynative_mode, caplog):
+    module = theirs()
+    torch.save({"model": module.state_dict()}, tmp_path / "deit.pth")
+    with caplog.at_level("INFO"):
+        cell = ours(size=(48, 24), pretrained=tmp_path / "deit.pth")
+    assert "pos_embed: interpolated from [1, 17, 24] to [1, 19, 24]" in caplog.text
+    assert output_error(cell, module, images((48, 24))) < 1e-5
+    wide = {name: p for name, p in convert_state_dict({"pos_embed": np.zeros((1, 16, 24), np.float32)}).items()}
+    full = {**{p.name: p for p in ours().get_parameters()}, **wide}
+    with pytest.raises(UserError, match=r"of another shape \(1\): pos_embed \[1, 16, 24\] instead of \[1, 17, 24\]"):
+        load_into(ours(), full)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"size": 36}, r"images of 36x36 do not fit patches of 8x8: height and width must be multiples of 8"),
+        ({"size": (8, 4)}, "do not fit patches"),
+        ({"num_heads": 5}, "embed_dim must be a multiple of num_heads, not 24 with 5 heads"),
+        ({"reduction_dim": 0, "pooling": "gcp"}, "reduction_dim must be at least 1"),
+        ({"num_classes": -1}, "num_classes must be at least 1, or 0"),
+        ({"pooling_args": {"power": 2}}, "power"),
+        ({"features_only": True}, "no stages"),
+    ],
+)
+def test_bad_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
+        ours(**args)
+
+
+def test_images_that_do_not_fit(mode):
+    with pytest.raises(ValueError, match="images of 32x36 do not fit patches of 8x8"):
+        ours()(ms.Tensor(images((32, 36))))
+
+
+def test_decay_is_that_of_timm():
+    cell, module = ours(), theirs()
+    groups = timm.optim.param_groups_weight_decay(module, 0.05, module.no_weight_decay())
+    names = {id(p): name for name, p in module.named_parameters()}
+    plain, decayed = ({names[id(p)] for p in group["params"]} for group in groups)
+    assert {p.name for p in parameter_groups(list(cell.trainable_params()), 0.05)[0]["params"]} == decayed
+    assert {"cls_token", "pos_embed", "norm.weight"} <= plain
+
+
+def test_a_frozen_part():
+    cell = ours("gcp")
+    freeze(cell, upto="blocks.0")
+    trained = [p.name for p in cell.trainable_params()]
+    assert trained[0] == "blocks.1.norm1.gamma" and trained[-1] == "fc.bias"
+    assert not {"cls_token", "pos_embed", "patch_embed.proj.weight"} & set(trained)
+
+
+def test_from_a_configuration(tmp_path: Path, pynative_mode):
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 3, "patch_size": 8}
+    config = Config(net_name=NAME, pooling="gap", class_num=5, train_image_size=32, model_args=sizes)
+    cell = build_model(config)
+    assert cell.pos_embed.shape == (1, 17, 24) and architecture(config)["train_image_size"] == 32
+    save_checkpoint(tmp_path / "net.ckpt", cell)
+    again = build_model(config.replace(train_image_size=48))
+    load_into(again, read_checkpoint(tmp_path / "net.ckpt").network)
+    x = ms.Tensor(images(48))
+    assert relative(again.set_train(False)(x).asnumpy(), cell.set_train(False)(x).asnumpy()) < 1e-5
+    for changes, message in (
+        ({"stem": "small"}, "stem = small: deit_tiny_patch16_224 does not take it"),
+        ({"model_args": {"width": 3}}, "model_args: deit_tiny_patch16_224 does not take width; it takes .*depth"),
+        ({"model_args": {"patch_size": 5}}, "images of 32x32 do not fit patches of 5x5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_model(config.replace(**changes))
+
+
+@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+def test_exported(file_format, tmp_path: Path, pynative_mode):
+    assert exported_error(ours("dropcov"), tmp_path, file_format, images(32, 3)) < 1e-5
