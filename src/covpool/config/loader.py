@@ -25,22 +25,15 @@ class Layer:
     """What files and overrides say so far; a later source replaces an earlier one key by key.
 
     Values are judged when all sources are read: one that is replaced may be anything.
-
-    Attributes:
-        values: Value of each given key, as it was read.
-        origins: Where it was given.
-        helps: Help texts of the files.
-        choices: Allowed values of the files, beyond those of the schema, and where they were given.
-        notes: Legacy keys met, as told in the warning.
-        of_ports: Whether the file is one of the papers' MindSpore ports: it has their keys, and no `base`.
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-    helps: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)  # of each given key, as it was read
+    origins: dict[str, str] = field(default_factory=dict)  # where it was given
+    helps: dict[str, str] = field(default_factory=dict)  # help texts of the files
+    # Allowed values of the files, beyond those of the schema, and where they were given.
     choices: dict[str, tuple[list[Any], str]] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
-    of_ports: bool = False
+    notes: dict[str, None] = field(default_factory=dict)  # legacy keys met, for the warning
+    of_ports: bool = False  # whether the file is one of the papers' MindSpore ports: it has their keys, and no `base`
 
     def get(self, option: Option) -> Any:
         """Returns the checked value of a key, or its default."""
@@ -56,12 +49,9 @@ class Layer:
                 listed = ", ".join(map(str, allowed))
                 value = show(values[name])
                 raise ConfigError(f"{self.origins[name]}: {name} = {value}: must be one of {listed} (choices, {where})")
-        if (
-            self.origins.get("device_num") == COMMAND_LINE
-            and values["device_num"] > 1
-            and not values.get("run_distribute")
-        ):
-            raise ConfigError(f"{COMMAND_LINE}: device_num = {values['device_num']}: needs run_distribute = True")
+        ranks = values.get("device_num", 1) if self.origins.get("device_num") == COMMAND_LINE else 1
+        if ranks > 1 and not values.get("run_distribute"):
+            raise ConfigError(f"{COMMAND_LINE}: device_num = {ranks}: needs run_distribute = True")
         if self.of_ports:
             values = {**{name: value for name, (value, _) in ASSUMED.items()}, **values}
         try:
@@ -106,22 +96,14 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def build_config(layer: Layer, path: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
-    """Returns the configuration of a file with the overrides applied to it, and logs the warnings.
-
-    Raises:
-        ConfigError: Keys contradict each other, or a value is not among the choices of the files.
-    """
+    """Returns the configuration of a file with the overrides applied to it, and logs the warnings."""
     config = layer.build(f"{path} and {COMMAND_LINE}" if overrides else str(path))
     layer.warn(config, str(path))
     return config
 
 
 def apply_overrides(layer: Layer, overrides: Sequence[str]) -> None:
-    """Applies `--key=value` settings to what the files say.
-
-    Raises:
-        ConfigError: Not of that form, an unknown key or an invalid value.
-    """
+    """Applies `--key=value` settings to what the files say."""
     for text in overrides:
         if not isinstance(text, str) or "=" not in text:
             raise ConfigError(f"{COMMAND_LINE}: {show(text)}: must have the form --key=value")
@@ -134,9 +116,8 @@ def _override(layer: Layer, key: str, text: str) -> None:
     key = SYNONYMS.get(key, key)
     if key in IGNORED:
         instead = f"the key that counts is {IGNORED[key]}" if IGNORED[key] else "leave it out"
-        raise ConfigError(
-            f"{COMMAND_LINE}: {key} is a key of the papers' MindSpore ports without effect here: {instead}"
-        )
+        what = "is a key of the papers' MindSpore ports without effect here"
+        raise ConfigError(f"{COMMAND_LINE}: {key} {what}: {instead}")
     option = find_option(key, COMMAND_LINE)
     where = f"{COMMAND_LINE}: {key}"
     value: Any = text
@@ -152,11 +133,7 @@ def _override(layer: Layer, key: str, text: str) -> None:
 
 
 def read_layer(path: str | os.PathLike[str], chain: tuple[Path, ...] = ()) -> Layer:
-    """Reads a file and the files it is based on; `chain` holds those that are based on it.
-
-    Raises:
-        ConfigError: A file is not valid, or the chain of bases comes back to itself.
-    """
+    """Reads a file and the files it is based on; `chain` holds those that are based on it."""
     documents = read_documents(path)
     file = Path(path).resolve()
     if file in chain:
@@ -212,10 +189,11 @@ def _canonical(document: Document, path: str, notes: dict[str, None]) -> dict[st
 def _read_choices(option: Option, value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise ConfigError(f"{where}: choices of {option.name} = {show(value)}: must be a list")
-    allowed = []
-    for item in value:
+
+    def allowed(item: Any) -> Any:
         try:
-            allowed.append(check(option, item, where))
+            return check(option, item, where)
         except ConfigError:
-            allowed.append(item)  # a choice that the schema does not have, which no checked value can equal
-    return allowed
+            return item  # a choice that the schema does not have, which no checked value can equal
+
+    return list(map(allowed, value))

@@ -17,6 +17,7 @@ from typing import Any
 from covpool.config.schema import Config
 from covpool.errors import ConfigError, UserError
 from covpool.runtime.files import open_regular, read_text, write_text
+from covpool.runtime.processes import process_stat
 
 _DATA_PATH = "/cache/data"
 _LOAD_PATH = "/cache/checkpoint_path"
@@ -25,12 +26,7 @@ _CHECKPOINT_KEYS = ("pre_trained", "resume_ckpt", "checkpoint_file_path")
 
 @contextmanager
 def synchronised(config: Config, rank: int = 0) -> Iterator[Config]:
-    """Downloads before, uploads after, also when the body fails, so that checkpoints of a broken run are kept.
-
-    Args:
-        config: Configuration of the run; returned as it is without `enable_modelarts`.
-        rank: Rank of this process in the whole job; rank 0 writes the run folder and uploads it.
-    """
+    """Downloads before; rank 0 uploads after, also when the body fails: checkpoints of a broken run are kept."""
     local = download(config)
     try:
         yield local
@@ -42,25 +38,19 @@ def synchronised(config: Config, rank: int = 0) -> Iterator[Config]:
 def download(config: Config) -> Config:
     """Copies `data_url` to `data_path` and `checkpoint_url` to `load_path`, once on each node.
 
-    Every process of a job calls it and returns when its node has the copies.
-
-    Returns:
-        The configuration with the local folders; relative checkpoint names are sought in `load_path`.
-
-    Raises:
-        ConfigError: `moxing` is not installed.
-        UserError: A copy failed.
+    Every process of a job calls it and gets, when its node has the copies, the configuration with the local folders;
+    relative checkpoint names are sought in `load_path`. Without `enable_modelarts` the configuration stays as it is.
     """
     if not config.enable_modelarts:
         return config
-    mox = _import_moxing()
+    mox, job = _import_moxing(), _job(config.run_distribute)
     changes = {}
     if config.data_url:
         changes["data_path"] = config.data_path or _DATA_PATH
-        _copy_once(mox, config.data_url, changes["data_path"], _job(config.run_distribute))
+        _copy_once(mox, config.data_url, changes["data_path"], job)
     if config.checkpoint_url:
         changes["load_path"] = config.load_path or _LOAD_PATH
-        _copy_once(mox, config.checkpoint_url, changes["load_path"], _job(config.run_distribute))
+        _copy_once(mox, config.checkpoint_url, changes["load_path"], job)
         for key in _CHECKPOINT_KEYS:
             name = getattr(config, key)
             if name and name != "auto":
@@ -69,12 +59,7 @@ def download(config: Config) -> Config:
 
 
 def upload(config: Config) -> None:
-    """Copies `output_path` to `train_url`; to be called by rank 0 alone, which writes that folder.
-
-    Raises:
-        ConfigError: `moxing` is not installed.
-        UserError: The copy failed.
-    """
+    """Copies `output_path` to `train_url`; to be called by rank 0 alone, which writes that folder."""
     if config.enable_modelarts and config.train_url and Path(config.output_path).is_dir():
         _copy(_import_moxing(), config.output_path, config.train_url)
 
@@ -99,11 +84,11 @@ def _copy(mox: Any, source: str, target: str) -> None:
 def _copy_once(mox: Any, source: str, target: str, job: str) -> None:
     folder = Path(target)
     mark = folder.with_name(f".{folder.name}.copied")
+    content = f"{job}\n{source}\n"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open_regular(folder.with_name(f".{folder.name}.lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, or the process dies
-            content = f"{job}\n{source}\n"
             if not mark.is_file() or read_text(mark) != content:
                 _copy(mox, source, target)
                 write_text(mark, content)
@@ -117,10 +102,4 @@ def _job(distributed: bool) -> str:
     mpirun and msrun start the ranks of a node directly, so they have one parent.
     """
     process = os.getppid() if distributed else os.getpid()
-    return f"{process} {_start_time(process)}"
-
-
-def _start_time(process: int) -> str:
-    """Returns when a process started, in clock ticks since the start of the system."""
-    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return fields[19]
+    return f"{process} {process_stat(process)[19]}"  # in clock ticks since the start of the system

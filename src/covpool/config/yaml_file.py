@@ -1,8 +1,7 @@
-"""Reading and writing of YAML files, restricted to plain data.
+"""Reading and writing of YAML files, restricted to plain data: PyYAML's nodes become scalars, lists and mappings here.
 
-A file is composed into nodes by PyYAML's safe loader and turned into scalars, lists and mappings here: tags, anchors
-and aliases are refused, a key may occur once (or again with the same value), and each top-level key keeps its line for
-messages.
+Tags, anchors and aliases are refused, a key may occur once (or again with the same value), and each top-level key
+keeps its line for messages.
 """
 
 from __future__ import annotations
@@ -37,13 +36,15 @@ class _PlainLoader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event, problem = self.peek_event(), ""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"tag {show(event.tag)} is not supported", problem_mark=event.start_mark)
-        if self._depth == _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+            problem = "anchors and aliases are not supported"
+        elif getattr(event, "tag", None) is not None:
+            problem = f"tag {show(event.tag)} is not supported"
+        elif self._depth == _MAX_DEPTH:
+            problem = "nested too deeply"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -65,11 +66,7 @@ _PlainDumper.add_representer(str, _PlainDumper.represent_text)
 
 
 def read_documents(path: str | os.PathLike[str]) -> list[Document]:
-    """Reads the documents of a YAML file.
-
-    Raises:
-        ConfigError: No such file, not a regular file, not UTF-8, not YAML, or more than plain mappings.
-    """
+    """Reads the documents of a YAML file; a ConfigError says what is wrong with it, and in which line."""
     try:
         file = Path(path)
         if not file.is_file():
@@ -83,18 +80,14 @@ def read_documents(path: str | os.PathLike[str]) -> list[Document]:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise ConfigError(f"{show(str(path))}: cannot be read: {error.strerror}") from None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (TypeError, ValueError):
         raise ConfigError(f"{show(path)}: not a usable file name") from None
 
 
 def parse_documents(text: str, source: str) -> list[Document]:
-    """Parses YAML text into documents, each a mapping (an empty document is an empty one).
-
-    Raises:
-        ConfigError: Not YAML, or more than plain mappings; names `source` and the line.
-    """
+    """Parses YAML text into documents, each a mapping (an empty document is an empty one)."""
     documents = []
     for node in _compose(text, source):
         if isinstance(node, yaml.MappingNode):
@@ -109,11 +102,7 @@ def parse_documents(text: str, source: str) -> list[Document]:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """Parses one value in YAML's flow style, such as `[1, 2]`, `{rate: 0.5}` or `1e-4`.
-
-    Raises:
-        ConfigError: Not YAML, or more than one plain value; names `source`.
-    """
+    """Parses one value in YAML's flow style, such as `[1, 2]`, `{rate: 0.5}` or `1e-4`."""
     nodes = _compose(text, source)
     if len(nodes) > 1:
         raise ConfigError(f"{source}: {show(text)} is more than one value")
@@ -121,11 +110,7 @@ def parse_value(text: str, source: str) -> Any:
 
 
 def write_yaml(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Writes a mapping so that `read_documents` reads it again; the file appears complete or not at all.
-
-    Raises:
-        OSError: The folder cannot be made or written.
-    """
+    """Writes a mapping so that `read_documents` reads it again; the file appears complete or not at all."""
     write_text(path, yaml.dump(dict(values), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120))
 
 
@@ -154,10 +139,8 @@ def _plain(node: yaml.Node, source: str) -> Any:
         value = _plain(item, source)
         earlier = mapping.setdefault(key.value, value)
         if (type(earlier), earlier) != (type(value), value):
-            raise ConfigError(
-                f"{source}:{line}: key {show(key.value)} is given twice: {show(value)} here, {show(earlier)} in line "
-                f"{lines[key.value]}"
-            )
+            both = f"{show(value)} here, {show(earlier)} in line {lines[key.value]}"
+            raise ConfigError(f"{source}:{line}: key {show(key.value)} is given twice: {both}")
         lines[key.value] = line
     return mapping
 
