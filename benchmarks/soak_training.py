@@ -32,25 +32,16 @@ STOPPED = re.compile(r"error: stopped by (SIG\w+) after (?:step (\d+) of epoch (
 
 @dataclass
 class Start:
-    """One start of the training and the fault that ended it.
+    """One start of the training and the fault that ended it."""
 
-    Attributes:
-        kind: The fault.
-        resumed: Step from which it went on; None for the first start.
-        last: Last step that it recorded.
-        rss_first: Resident memory after its first step, MiB.
-        rss_last: Resident memory just before the fault, MiB.
-        lost: Steps lost at the next start beyond the last whole checkpoint; None if there was no next start.
-        problems: Whatever was not as promised.
-    """
-
-    kind: str
-    resumed: Optional[int] = None
-    last: int = 0
-    rss_first: float = 0.0
-    rss_last: float = 0.0
+    kind: str  # the fault
+    resumed: Optional[int] = None  # step from which it went on; None for the first start
+    last: int = 0  # last step that it recorded
+    rss_first: float = 0.0  # resident memory after its first step, MiB
+    rss_last: float = 0.0  # resident memory just before the fault, MiB
+    # steps lost at the next start beyond the last whole checkpoint; None if there was no next start
     lost: Optional[int] = None
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # whatever was not as promised
 
 
 class Soak:

@@ -106,9 +106,9 @@ def test_other_float_types_become_float32(dtype):
 def test_everything_without_a_rule_is_listed_in_one_line():
     source = {
         **state_dict(),
-        "norm.weight": np.zeros(3, np.float32),
+        "norm.weight": np.zeros((1, 3, 1), np.float32),
         "bn1.extra": np.zeros(3, np.float32),
-        "cls_token": np.zeros((1, 1, 3), np.float32),
+        "cls_token": np.zeros((1, 3), np.float32),
         "fc.weight": np.zeros((5, 136), np.int32),
         "eca_layer.conv.weight": np.zeros((1, 3), np.float32),
     }
@@ -116,7 +116,7 @@ def test_everything_without_a_rule_is_listed_in_one_line():
         convert_state_dict(source)
     message = str(error.value)
     assert "\n" not in message
-    for name in ("norm.weight [3]", "bn1.extra [3]", "cls_token [1, 1, 3]", "fc.weight [5, 136] int32", "eca_layer"):
+    for name in ("norm.weight [1, 3, 1]", "bn1.extra [3]", "cls_token [1, 3]", "fc.weight [5, 136] int32", "eca_layer"):
         assert name in message
 
 

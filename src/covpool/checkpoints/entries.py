@@ -24,6 +24,21 @@ from covpool.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# What MindSpore appends with crc_check=True: this mark and ten bytes with the CRC-32 of all before it.
+_CRC_MARK = b"crc_num"
+_CRC_BYTES = 10
+
+_TYPES = {
+    **{name: np.dtype(name.lower()) for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32")},
+    **{name: np.dtype(name.lower()) for name in ("UInt64", "Float16", "Float32", "Float64")},
+    "Bool": np.dtype(np.uint8),
+    "BFloat16": np.dtype(np.uint16),
+}
+_TEXT = "str"
+_MOST_DIMENSIONS = 8
+
+Entry = Union[ms.Parameter, str]
+
 # Texts of this project; everything else in a file is a parameter.
 ABOUT = "about."
 # Running statistics of every rank, (ranks, n): within an epoch they differ.
@@ -93,22 +108,6 @@ def take_about(entries: dict[str, Any], path: Path) -> dict[str, Any]:
                 f"of {expected}"
             )
     return about
-
-
-# What MindSpore appends with crc_check=True: this mark and ten bytes with the CRC-32 of all before it.
-_CRC_MARK = b"crc_num"
-_CRC_BYTES = 10
-
-_TYPES = {
-    **{name: np.dtype(name.lower()) for name in ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32")},
-    **{name: np.dtype(name.lower()) for name in ("UInt64", "Float16", "Float32", "Float64")},
-    "Bool": np.dtype(np.uint8),
-    "BFloat16": np.dtype(np.uint16),
-}
-_TEXT = "str"
-_MOST_DIMENSIONS = 8
-
-Entry = Union[ms.Parameter, str]
 
 
 def read_entries(path: Path, checksum_required: bool = False) -> dict[str, Any]:

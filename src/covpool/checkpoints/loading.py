@@ -72,13 +72,18 @@ def load_into(
     left_out = HEAD if backbone_only else CLASSIFIER if skip_classifier else ()
     targets = {name: p for name, p in network.parameters_and_names() if not name.startswith(left_out)}
     sources = {name: p for name, p in parameters.items() if not name.startswith(left_out)}
-    missing = [name for name in targets if name not in sources]
-    extra = [name for name in sources if name not in targets]
     both = [name for name in targets if name in sources]
     shapes = [name for name in both if not _has_shape(network, sources, name, tuple(targets[name].shape))]
     types = [name for name in both if sources[name].is_floating_point() != targets[name].is_floating_point()]
-    if missing or extra or shapes or types:
-        raise UserError(_difference(sources, targets, missing, extra, shapes, types))
+    problems = (
+        ("missing in the checkpoint", [name for name in targets if name not in sources], 4),
+        ("left over in the checkpoint", [name for name in sources if name not in targets], 4),
+        ("of another shape", [f"{n} {list(sources[n].shape)} instead of {list(targets[n].shape)}" for n in shapes], 3),
+        ("of another type", [f"{n} {sources[n].dtype} instead of {targets[n].dtype}" for n in types], 3),
+    )
+    if found := [f"{what} ({len(names)}): {listed(names, limit)}" for what, names, limit in problems if names]:
+        recognised = _contradictions(sources, targets)
+        raise UserError("the checkpoint does not fit the network: " + "; ".join([*recognised, *found]))
     if about is not None:
         try:
             network.set_conventions(about.get(_CONVENTIONS, _USUAL))
@@ -102,32 +107,6 @@ def _has_shape(network: nn.Cell, sources: dict[str, ms.Parameter], name: str, sh
     return tuple(sources[name].shape) == shape
 
 
-def _difference(
-    sources: Mapping[str, ms.Parameter],
-    targets: Mapping[str, ms.Parameter],
-    missing: list[str],
-    extra: list[str],
-    shapes: list[str],
-    types: list[str],
-) -> str:
-    """One line: first what was recognised, then the names."""
-    words = _contradictions(
-        {name: tuple(p.shape) for name, p in sources.items()}, {name: tuple(p.shape) for name, p in targets.items()}
-    )
-    parts = list(words)
-    if missing:
-        parts.append(f"missing in the checkpoint ({len(missing)}): {listed(missing, 4)}")
-    if extra:
-        parts.append(f"left over in the checkpoint ({len(extra)}): {listed(extra, 4)}")
-    if shapes:
-        named = [f"{n} {list(sources[n].shape)} instead of {list(targets[n].shape)}" for n in shapes]
-        parts.append(f"of another shape ({len(shapes)}): {listed(named, 3)}")
-    if types:
-        named = [f"{n} {sources[n].dtype} instead of {targets[n].dtype}" for n in types]
-        parts.append(f"of another type ({len(types)}): {listed(named, 3)}")
-    return "the checkpoint does not fit the network: " + "; ".join(parts)
-
-
 def classifier_weight(shapes: Mapping[str, Any]) -> Optional[str]:
     """The name of the weight, (classes, inputs), of a classifier that these parameters have; None without one."""
     return next((name for name in _CLASSIFIERS if name in shapes), None)
@@ -139,15 +118,11 @@ def conventions(network: nn.Cell) -> dict[str, str]:
     return {} if name == _USUAL else {_CONVENTIONS: name}
 
 
-def traits(shapes: Shapes) -> dict[str, Trait]:
-    """Recognise a network by its MindSpore parameters.
+def _traits(shapes: Shapes) -> dict[str, Trait]:
+    """What can be recognised of a network by its MindSpore parameters.
 
-    Args:
-        shapes: Parameter name -> shape.
-
-    Returns:
-        What could be recognised: family, or blocks and depth, base_width, in_channels, stem, reduction_dim (or what
-        stands in its place), learnable pooling parameters, classifier inputs and class_num.
+    Family, or blocks and depth, base_width, in_channels, stem, reduction_dim (or what stands in its place), learnable
+    pooling parameters, classifier inputs and class_num.
     """
     found: dict[str, Trait] = {}
     blocks = sorted({(int(m[1]), int(m[2])) for m in map(_BLOCK.match, shapes) if m})
@@ -162,24 +137,26 @@ def traits(shapes: Shapes) -> dict[str, Trait]:
             found["net_name"], found["channels of the first block"] = family, shapes[weight][0]
     if _PATCHES in shapes:
         width, _, patch, _ = shapes[_PATCHES]
-        depth = sum(1 for name in shapes if name.endswith(".norm1.gamma"))
-        found["net_name"] = f"{depth} transformer blocks from width {width}, patches of {patch}"
+        count = sum(1 for name in shapes if name.endswith(".norm1.gamma"))
+        found["net_name"] = f"{count} transformer blocks from width {width}, patches of {patch}"
     first = next((shapes[name] for name in _FIRST if len(shapes.get(name, ())) == 4), None)
     if first is not None:
         found["in_channels"] = first[1]
         if "conv1.weight" in shapes:
             found["base_width"], found["stem"] = first[0], _STEMS.get(first[2], f"{first[2]}x{first[2]}")
     found["reduction_dim"] = _reduction(shapes)
-    found["pooling"] = _pooling([name for name in shapes if name.startswith("pooling.")])
+    pooling = sorted(name for name in shapes if name.startswith("pooling."))
+    told = f"one with {', '.join(pooling)}" if pooling else "one without parameters"  # which cannot be told apart
+    found["pooling"] = "dropcov" if "pooling.conv.weight" in pooling else told
     classifier = classifier_weight(shapes)
     if classifier and len(shapes[classifier]) == 2:
         found["class_num"], found["classifier inputs"] = shapes[classifier]
     return found
 
 
-def _contradictions(checkpoint: Shapes, network: Shapes) -> list[str]:
+def _contradictions(checkpoint: Mapping[str, ms.Parameter], network: Mapping[str, ms.Parameter]) -> list[str]:
     """What the two differ in, one phrase each; empty when nothing was recognised."""
-    here, there = traits(checkpoint), traits(network)
+    here, there = (_traits({name: tuple(p.shape) for name, p in side.items()}) for side in (checkpoint, network))
     keys = [key for key in there if key in here and here[key] != there[key]]
     if "reduction_dim" in keys and "classifier inputs" in keys:
         keys.remove("classifier inputs")  # they follow from the reduction
@@ -199,10 +176,3 @@ def _reduction(shapes: Shapes) -> Trait:
 def is_plain(shapes: Shapes) -> bool:
     """Whether these are the parameters of a network with global average pooling, as far as they tell."""
     return _reduction(shapes) == _PLAIN
-
-
-def _pooling(names: list[str]) -> str:
-    """The pooling as far as its parameters tell: those without any cannot be told apart."""
-    if "pooling.conv.weight" in names:
-        return "dropcov"
-    return f"one with {', '.join(sorted(names))}" if names else "one without parameters"

@@ -14,27 +14,17 @@ import numpy as np
 from covpool.errors import UserError
 
 # Batch normalisation. A module is one when it has running statistics; `weight` alone would not tell.
-_BN_TO_MINDSPORE = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
+_BN_TO_MINDSPORE = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 _BN_TO_PYTORCH = {value: key for key, value in _BN_TO_MINDSPORE.items()}
 _STATISTICS = ("running_mean", "running_var")
 _BATCHES = "num_batches_tracked"
 
 # Ranks of what a module other than a normalisation holds: dense layers and 2D convolutions. Then parameters of
 # transformers that are no module's.
-_RANKS = {
-    "weight": (2, 4),
-    "bias": (1,),
-    **{"cls_token": (3,), "pos_embed": (3,), "relative_position_bias_table": (2,)},
-}
+_RANKS = {"weight": (2, 4), "bias": (1,), "cls_token": (3,), "pos_embed": (3,), "relative_position_bias_table": (2,)}
 
 # The released DropCov checkpoints keep the channel convolution of the pooling under this name.
-_RELEASED_POOLING = "eca_layer."
-_RELEASED_KERNEL = _RELEASED_POOLING + "conv.weight"
+_RELEASED_KERNEL = "eca_layer.conv.weight"
 _POOLING = "pooling."
 _KERNEL = _POOLING + "conv.weight"
 # How many dropout masks were drawn so far; PyTorch keeps that in its global generator.
@@ -63,8 +53,8 @@ _MOBILENET_MARK = "features.0.0.weight"
 _LIGHT = {_MOBILENET_MARK: {**_REDUCTION, "classifier.1.": "fc."}, "conv5.0.weight": _REDUCTION}
 _DROPOUT_COUNTER = "dropout.counter"
 
-# Swin as its authors published it, and timm did at first: the merging of patches ends a stage there, and begins the next
-# one here. Buffers are tables that follow from the sizes.
+# Swin as its authors published it, and timm did at first: the merging of patches ends a stage there, and begins the
+# next one here. Buffers are tables that follow from the sizes.
 _SWIN_MARK = "layers.0.downsample.reduction.weight"
 _SWIN_STAGE = re.compile(r"layers\.(\d+)\.downsample\.")
 _SWIN_BUFFERS = ("relative_position_index", "attn_mask")
@@ -122,8 +112,10 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
     for name, value in arrays.items():
         if _leaf(name) == _BATCHES:
             continue
-        target = _to_mindspore(name, np.shape(value), _module(name) in normalisations)
         array = np.asarray(value)
+        target = _by_rule(name, array.shape, _module(name) in normalisations, _BN_TO_MINDSPORE)
+        if name == _RELEASED_KERNEL:
+            target = _KERNEL if array.ndim == 3 and array.shape[:2] == (1, 1) else None
         if target is None or array.dtype.kind != "f":
             unknown.append(f"{name} {list(array.shape)} {array.dtype}")
         elif target in parameters:
@@ -164,7 +156,8 @@ def to_pytorch(parameters: Mapping[str, ms.Parameter]) -> dict[str, np.ndarray]:
         if is_counter(name):
             continue
         value = parameter.asnumpy()
-        target = _to_pytorch(name, value.shape, _module(name) in normalisations)
+        target = _by_rule(name, value.shape, _module(name) in normalisations, _BN_TO_PYTORCH)
+        target = _RELEASED_KERNEL if name == _KERNEL else target
         if target is None:
             unknown.append(f"{name} {list(value.shape)}")
             continue
@@ -222,25 +215,13 @@ def listed(names: Iterable[str], limit: int = 6) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def _to_mindspore(name: str, shape: tuple[int, ...], is_norm: bool) -> Optional[str]:
+def _by_rule(name: str, shape: tuple[int, ...], is_norm: bool, leaves: Mapping[str, str]) -> Optional[str]:
+    """The name on the other side, whose normalisations have other ``leaves``; None where no rule knows it."""
     module, leaf = _module(name), _leaf(name)
-    if name == _RELEASED_KERNEL:
-        return _KERNEL if len(shape) == 3 and shape[:2] == (1, 1) else None
     if name.startswith(_POOLING):
         return name
     if is_norm:
-        return f"{module}.{_BN_TO_MINDSPORE[leaf]}" if leaf in _BN_TO_MINDSPORE and len(shape) == 1 else None
-    return name if len(shape) in _RANKS.get(leaf, ()) else None
-
-
-def _to_pytorch(name: str, shape: tuple[int, ...], is_norm: bool) -> Optional[str]:
-    module, leaf = _module(name), _leaf(name)
-    if name == _KERNEL:
-        return _RELEASED_KERNEL
-    if name.startswith(_POOLING):
-        return name
-    if is_norm:
-        return f"{module}.{_BN_TO_PYTORCH[leaf]}" if leaf in _BN_TO_PYTORCH else None
+        return f"{module}.{leaves[leaf]}" if leaf in leaves and len(shape) == 1 else None
     return name if len(shape) in _RANKS.get(leaf, ()) else None
 
 

@@ -14,11 +14,20 @@ import numpy as np
 from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, check_choice
 from covpool.errors import UserError
 
+# All randomness comes from numbers drawn beforehand, one row per image: what happens to an image depends on nothing but
+# them, however many threads work.
 _TRIES = 10  # of a random crop, as in torchvision
 # Numbers per image and kind of augmentation: vertical place, horizontal place, flip, then (area, aspect ratio) per try.
 DRAWS = {"imagenet": 3 + 2 * _TRIES, "small": 3, "none": 0}
 LONGEST = 16  # times the shorter side
 CHUNK = 1024  # positions that share one generator
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area", "pilcubic")
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
+
+# What to apply, after "operator" for MindSpore's C++ code, "python" for a function of the image, or "draws" for a
+# function of the image and its random numbers.
+Stage = tuple[str, Callable[..., Any]]
 
 
 def augmentation_draws(seed: int, epoch: int, chunk: int, width: int) -> np.ndarray:
@@ -99,15 +108,6 @@ def trim_long_side(image: np.ndarray) -> np.ndarray:
         return image
     cut = excess // 2  # the same on both sides, so that the centre stays where it is
     return np.ascontiguousarray(image[cut : height - cut] if height > width else image[:, cut : width - cut])
-
-
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area", "pilcubic")
-
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
-
-# What to apply, after "operator" for MindSpore's C++ code, "python" for a function of the image, or "draws" for a
-# function of the image and its random numbers.
-Stage = tuple[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,33 @@ from mindspore.train import mind_ir_pb2
 from covpool.errors import UserError
 from covpool.runtime.files import os_errors_as
 
-# Field 1000, of 64 bytes: the SHA-256 of the name's ending and all before it, in hexadecimal digits; with the ending a
-# file of one format is not taken for one of the other.
+# Operators of MindIR that compute, or that order what is computed. A network that needs another one for its mathematics
+# adds it here.
+_MINDIR_NAMES = """
+    Abs Add ArgMaxWithValue ArgMinWithValue Argmax AvgPool AvgPool3D BatchMatMul BatchNorm BiasAdd BroadcastTo Cast
+    ClampScalar ClampTensor Concat Constant Conv2D Depend Diag Div Equal Erf Exp ExpandDims Eye Fill FillV2 Gather
+    GatherD GatherNd GeLU GeluExt Greater GreaterEqual HSigmoid HSwish LayerNorm Less LessEqual Load Log LogicalAnd
+    LogicalNot LogicalOr MakeTuple MaskedFill MatMul MatMulExt MatrixDiagV3 MaxPool MaxPool3D Maximum MeanExt Minimum
+    Mul Muls Neg NotEqual Ones OnesLike Pad PadV3 Partial Pow ReLU ReLU6 RealDiv Reciprocal ReduceMax ReduceMean
+    ReduceMin ReduceSum Reshape Return Rsqrt ScalarAdd ScalarCast ScalarDiv ScalarFloorDiv ScalarMod ScalarMul
+    ScalarPow ScalarSub ScalarToTensor Select SelfAdjointEig Shape SiLU Sigmoid Sign Slice Softmax Split SplitWithSize
+    Sqrt Square Squeeze StridedSlice Sub SumExt Svd Switch Tanh TensorShape TensorToScalar TensorToTuple Tile Transpose
+    Tril Triu TupleGetItem TupleToTensor UpdateState Zeros ZerosLike
+"""
+MINDIR_OPERATORS = frozenset(_MINDIR_NAMES.split())
+_REFERENCE = "REF::"  # of a node to a primitive or function of the same file
+
+_TENSOR = mind_ir_pb2.TensorProto
+_SIZES = {
+    **dict.fromkeys((_TENSOR.BOOL, _TENSOR.INT8, _TENSOR.UINT8), 1),
+    **dict.fromkeys((_TENSOR.FLOAT16, _TENSOR.BFLOAT16, _TENSOR.INT16, _TENSOR.UINT16), 2),
+    **dict.fromkeys((_TENSOR.FLOAT, _TENSOR.INT32, _TENSOR.UINT32), 4),
+    **dict.fromkeys((_TENSOR.DOUBLE, _TENSOR.FLOAT64, _TENSOR.INT64, _TENSOR.UINT64), 8),
+}
+
+# Neither format has a checksum of its own, but both are protobuf messages, whose readers pass over fields that they do
+# not know. Ours is field 1000, of 64 bytes: the SHA-256 of the name's ending and all before it, in hexadecimal digits;
+# with the ending a file of one format is not taken for one of the other. It tells damage, not origin.
 _FIELD = bytes([0xC2, 0x3E, 64])
 _LENGTH = len(_FIELD) + 64
 
@@ -48,31 +73,6 @@ def read_sealed(path: Path) -> bytes:
 
 def _field(path: Path, body: bytes) -> bytes:
     return _FIELD + hashlib.sha256(path.suffix.encode("ascii", "replace") + body).hexdigest().encode("ascii")
-
-
-# Operators of MindIR that compute, or that order what is computed. A network that needs another one for its mathematics
-# adds it here.
-_MINDIR_NAMES = """
-    Abs Add ArgMaxWithValue ArgMinWithValue Argmax AvgPool AvgPool3D BatchMatMul BatchNorm BiasAdd BroadcastTo Cast
-    ClampScalar ClampTensor Concat Constant Conv2D Depend Diag Div Equal Erf Exp ExpandDims Eye Fill FillV2 Gather
-    GatherD GatherNd GeLU GeluExt Greater GreaterEqual HSigmoid HSwish LayerNorm Less LessEqual Load Log LogicalAnd
-    LogicalNot LogicalOr MakeTuple MaskedFill MatMul MatMulExt MatrixDiagV3 MaxPool MaxPool3D Maximum MeanExt Minimum
-    Mul Muls Neg NotEqual Ones OnesLike Pad PadV3 Partial Pow ReLU ReLU6 RealDiv Reciprocal ReduceMax ReduceMean
-    ReduceMin ReduceSum Reshape Return Rsqrt ScalarAdd ScalarCast ScalarDiv ScalarFloorDiv ScalarMod ScalarMul
-    ScalarPow ScalarSub ScalarToTensor Select SelfAdjointEig Shape SiLU Sigmoid Sign Slice Softmax Split SplitWithSize
-    Sqrt Square Squeeze StridedSlice Sub SumExt Svd Switch Tanh TensorShape TensorToScalar TensorToTuple Tile Transpose
-    Tril Triu TupleGetItem TupleToTensor UpdateState Zeros ZerosLike
-"""
-MINDIR_OPERATORS = frozenset(_MINDIR_NAMES.split())
-_REFERENCE = "REF::"  # of a node to a primitive or function of the same file
-
-_TENSOR = mind_ir_pb2.TensorProto
-_SIZES = {
-    **dict.fromkeys((_TENSOR.BOOL, _TENSOR.INT8, _TENSOR.UINT8), 1),
-    **dict.fromkeys((_TENSOR.FLOAT16, _TENSOR.BFLOAT16, _TENSOR.INT16, _TENSOR.UINT16), 2),
-    **dict.fromkeys((_TENSOR.FLOAT, _TENSOR.INT32, _TENSOR.UINT32), 4),
-    **dict.fromkeys((_TENSOR.DOUBLE, _TENSOR.FLOAT64, _TENSOR.INT64, _TENSOR.UINT64), 8),
-}
 
 
 def checked_mindir(content: bytes, path: Path) -> Any:

@@ -17,31 +17,12 @@ IR_VERSION = 8
 
 _END = 2**31 - 1  # of an axis, whatever its length
 
-# MindSpore's name -> ONNX's, for operators that take tensors and nothing else.
+# MindSpore's name -> ONNX's, for operators that take tensors and nothing else; most have the same one.
+_SAME = "Abs Add Div Equal Erf Exp Greater Less Log Mul Neg Pow Sigmoid Sign Sqrt Sub Tanh"
 _PLAIN = {
-    "Abs": "Abs",
-    "Add": "Add",
-    "Div": "Div",
-    "Equal": "Equal",
-    "Erf": "Erf",
-    "Exp": "Exp",
-    "Greater": "Greater",
-    "Less": "Less",
-    "LessEqual": "LessOrEqual",
-    "Log": "Log",
-    "MatMulExt": "MatMul",
-    "Maximum": "Max",
-    "Minimum": "Min",
-    "Mul": "Mul",
-    "Muls": "Mul",
-    "Neg": "Neg",
-    "Pow": "Pow",
-    "ReLU": "Relu",
-    "Sigmoid": "Sigmoid",
-    "Sign": "Sign",
-    "Sqrt": "Sqrt",
-    "Sub": "Sub",
-    "Tanh": "Tanh",
+    **{name: name for name in _SAME.split()},
+    **{"LessEqual": "LessOrEqual", "MatMulExt": "MatMul", "Maximum": "Max", "Minimum": "Min"},
+    **{"Muls": "Mul", "ReLU": "Relu"},
 }
 
 # All operators of the written files; others are not loaded.
