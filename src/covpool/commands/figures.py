@@ -57,18 +57,19 @@ def complexity(argv: Sequence[str]) -> int:
     covpool complexity --models resnet18 resnet50 --poolings gap dropcov fast_mpn
     """
     parser = new_parser("covpool complexity", complexity.__doc__)
-    parser.add_argument("--models", nargs="+", help="names of networks; all by default")
-    parser.add_argument("--poolings", nargs="+", help="names of poolings; all by default")
+    models, poolings = ["resnet18", "resnet34", "resnet50"], ["gap", "gcp", "dropcov", "fast_mpn"]
+    parser.add_argument("--models", nargs="+", default=models, help="names or patterns ('resnet*'; '*' for all)")
+    parser.add_argument("--poolings", nargs="+", default=poolings, help="names of poolings")
     parser.add_argument("--num_classes", type=int, default=1000, help="outputs of the classifier")
     _add_sizes(parser)
     arguments = parser.parse_args(argv)
     prepare_environment()
     from covpool.models import list_models
-    from covpool.pooling import list_poolings
     from covpool.research.complexity import table
 
+    names = [name for pattern in arguments.models for name in list_models(pattern) or [pattern]]
     sizes = {key: getattr(arguments, key) for key in ("image_size", "reduction_dim", "num_classes")}
-    for line in table(arguments.models or list_models(), arguments.poolings or list_poolings(), **sizes):
+    for line in table(names, arguments.poolings, **sizes):
         print(line, flush=True)
     return 0
 
