@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Worker
+from covpool.plots import COLOURS, new_figure, save
 
 PACKAGES = ("mindspore", "numpy")
 BASE = {"network": "resnet18", "d": 128, "classes": 1000, "size": 224, "batch": 8}
@@ -35,7 +36,6 @@ AXES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "classes": ("classes, d = 256", [10, 1000, 5000, 21841], {"d": 256}),
     "network": ("layers with weights", ["resnet18", "resnet50", "resnet101", "resnet152"], {}),
 }
-COLOURS = ("#0072B2", "#D55E00")  # of Okabe and Ito: told apart by everybody
 
 
 def depth(network: str) -> int:
@@ -161,21 +161,18 @@ def markdown(report: dict[str, Any]) -> str:
 
 def chart(report: dict[str, Any], path: Path) -> None:
     """Time and memory per image against each axis, both logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes = report["axes"]
-    figure, panels = pyplot.subplots(2, len(axes), figsize=(3.3 * len(axes), 5.6), squeeze=False, sharey="row")
+    figure = new_figure(3.3 * len(axes), 5.6)
+    panels = figure.subplots(2, len(axes), squeeze=False, sharey="row")
     for column, (axis, points) in enumerate(axes.items()):
         x = [place(axis, point) for point in points]
         powers = exponents(axis, points)
         for row, (unit, marker) in enumerate((("time per image (ms)", "o"), ("memory per image (MiB)", "s"))):
             panel = panels[row][column]
             y = [per_image(point)[row] for point in points]
-            panel.loglog(x, y, marker=marker, color=COLOURS[row])
+            panel.loglog(x, y, marker=marker, color=COLOURS[row + 1])
             panel.set_title(f"exponent at the end {powers[row]:.2f}", fontsize=10)
             panel.grid(True, which="major", alpha=0.3)
             panel.xaxis.set_major_locator(FixedLocator(x))
@@ -189,9 +186,7 @@ def chart(report: dict[str, Any], path: Path) -> None:
                 panel.set_ylabel(unit)
             if row == 1:
                 panel.set_xlabel(AXES[axis][0])
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import heading, table
+from covpool.plots import COLOURS, new_figure, save
 
 RUNTIMES = {
     "mindspore": "MindSpore",
@@ -16,7 +17,7 @@ RUNTIMES = {
 OURS = ("mindspore", "compiled")
 PEERS = ("torch", "released")
 RATIOS = [f"{ours} / {peer}" for ours in OURS for peer in PEERS]
-COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#999999")  # blue, sky, vermilion, grey: apart for every eye
+SHADES = tuple(COLOURS[number] for number in (1, 5, 2, 7))  # blue, sky, vermilion, grey
 
 
 def overhead(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -58,18 +59,14 @@ def markdown(found: dict[str, Any]) -> str:
 
 def chart(cases: list[dict[str, Any]], path: Path) -> None:
     """A bar for each runtime and pooling, a panel for each d and phase."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     widths, phases = sorted({c["d"] for c in cases}), ("evaluation", "training")
-    figure = Figure(figsize=(14, 3.4 * len(widths)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, 3.4 * len(widths))
     axes = figure.subplots(len(widths), 2, squeeze=False)
     for axis, d, phase in ((axes[i][j], d, p) for i, d in enumerate(widths) for j, p in enumerate(phases)):
         shown = [c for c in cases if c["d"] == d and c["phase"] == phase]
         for k, (r, title) in enumerate(RUNTIMES.items()):
             places = [i + 0.2 * (k - 1.5) for i, c in enumerate(shown) if r in c]
-            axis.bar(places, [c[r]["median"] for c in shown if r in c], 0.2, label=title, color=COLOURS[k])
+            axis.bar(places, [c[r]["median"] for c in shown if r in c], 0.2, label=title, color=SHADES[k])
         axis.set_xticks(range(len(shown)), [c["pooling"] for c in shown], rotation=45, ha="right")
         axis.set_yscale("log")
         axis.set_title(f"d = {d}, {phase}")
@@ -77,4 +74,4 @@ def chart(cases: list[dict[str, Any]], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    figure.savefig(path, dpi=90)
+    save(figure, path)
