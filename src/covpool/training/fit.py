@@ -45,7 +45,7 @@ class Summary:
     loss: float  # mean training loss of the last epoch that this process ran; NaN if there was none to run
     evaluation: Evaluation | None  # the last one
     best: float | None  # highest top-1 accuracy
-    folder: Path  # the run folder
+    folder: Path
 
 
 def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summary:
@@ -89,11 +89,9 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
     config, world, steps = run.config, run.world, run.plan.steps
 
     def between_steps(progress: EpochProgress) -> int:
-        """Save where it is due, and the signal that a rank has received.
-
-        Ranks agree on it after every step on CPU, elsewhere when losses are fetched anyway.
-        """
-        done, asked = progress.done, config.device_target == "CPU" or progress.done % config.log_interval == 0
+        """Save where it is due; the signal that a rank has received."""
+        done = progress.done
+        asked = config.device_target == "CPU" or done % config.log_interval == 0  # when losses are fetched anyway
         signal = agreed_signal(stop, world) if asked else 0
         due = bool(config.save_checkpoint_steps) and done % config.save_checkpoint_steps == 0
         if (signal or due) and done < steps:  # the end of an epoch is saved after its evaluation
@@ -139,14 +137,9 @@ def _evaluate_if_due(run: Training, epoch: int) -> tuple[Evaluation | None, floa
 
 def _save(run: Training, epoch: int, evaluation: Evaluation | None, now: bool) -> None:
     """Save the end of an epoch where that is due, or now, and as the best one if it is."""
-    config = run.config
-    due = now or (epoch + 1) % config.save_checkpoint_epochs == 0
-    run.state.save(
-        Position(epoch + 1),
-        evaluation.top_1 if evaluation else None,
-        regular=config.save_checkpoint and due,
-        best=config.save_best_ckpt,
-    )
+    config, metric = run.config, evaluation.top_1 if evaluation else None
+    regular = config.save_checkpoint and (now or (epoch + 1) % config.save_checkpoint_epochs == 0)
+    run.state.save(Position(epoch + 1), metric, regular, best=config.save_best_ckpt)
 
 
 def _report(
@@ -159,24 +152,15 @@ def _report(
     values: dict[str, Any] = {
         "loss": loss,
         "learning_rate": float(plan.rates[epoch * plan.steps - 1]),
-        "images_per_s": None if math.isnan(progress.images_per_s) else round(progress.images_per_s, 2),
-        "train_s": round(progress.train_s, 3),
-        "train_cpu_s": round(progress.train_cpu_s, 3),
-        "first_step_s": round(progress.first_step_s, 3),
+        "images_per_s": progress.speed,
+        **{name: round(getattr(progress, name), 3) for name in ("train_s", "train_cpu_s", "first_step_s")},
     }
     text = f"epoch {epoch}/{config.epoch_size}: loss {loss:.4f}"
     if evaluation is not None:
-        values.update(
-            top_1_accuracy=evaluation.top_1,
-            top_5_accuracy=evaluation.top_5,
-            eval_loss=evaluation.loss,
-            num_samples=evaluation.num_samples,
-            eval_s=round(eval_s, 3),
-        )
-        text += (
-            f", evaluation loss {evaluation.loss:.4f}, top-1 {evaluation.top_1:.4f}, top-5 {evaluation.top_5:.4f} on "
-            f"{evaluation.num_samples} images"
-        )
+        top_1, top_5, count = evaluation.top_1, evaluation.top_5, evaluation.num_samples
+        values.update(top_1_accuracy=top_1, top_5_accuracy=top_5, eval_loss=evaluation.loss, num_samples=count)
+        values["eval_s"] = round(eval_s, 3)
+        text += f", evaluation loss {evaluation.loss:.4f}, top-1 {top_1:.4f}, top-5 {top_5:.4f} on {count} images"
     run.folder.record("epoch", epoch=epoch, step=epoch * plan.steps, **values)
     done = epoch - run.start.epoch - run.start.step / plan.steps
     logger.info(
@@ -186,10 +170,7 @@ def _report(
 
 
 def _draw(run: Training, evaluation: Evaluation | None) -> None:
-    """Draw the curves, and what the last evaluation confused.
-
-    The training is done and saved: what a plotting library needs must not undo that.
-    """
+    """Draw the curves, and what the last evaluation confused; an error there must not undo a training."""
     folder, drawings = run.folder, {run.folder.curves: lambda: plot_curves(folder.records("epoch"), folder.curves)}
     if evaluation is not None and run.val is not None:
         drawings[folder.evaluation] = partial(write_report, folder.evaluation, evaluation, run.val)

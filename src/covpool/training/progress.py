@@ -47,14 +47,6 @@ class EpochProgress(Callback):
         bar: Whether to show a bar rather than lines.
         between: Called after every step, once it is counted; a number other than 0 stops the training. With a data
             sink the device runs all steps of an epoch before that.
-
-    Attributes:
-        done: Steps of this epoch that are done.
-        signal: What ``between`` gave last.
-        first_step_s: Seconds of the first step, compilation included.
-        images_per_s: Speed of the other steps over all ranks, NaN if there were none.
-        train_s: Seconds from the beginning to :meth:`close`.
-        train_cpu_s: The same, of all cores.
     """
 
     def __init__(
@@ -67,24 +59,29 @@ class EpochProgress(Callback):
     ) -> None:
         super().__init__()
         self.plan, self.start, self.folder, self.between = plan, start, folder, between
-        self.done, self.signal = start.step, 0
-        self.first_step_s, self.images_per_s = 0.0, math.nan
+        self.done = start.step  # steps of this epoch that are done
+        self.signal = 0  # what ``between`` gave last
+        self.first_step_s = 0.0  # compilation included
+        self.images_per_s = math.nan  # of the other steps, over all ranks; NaN if there were none
+        self.train_s = self.train_cpu_s = 0.0  # seconds from the beginning to close(): by the clock, of all cores
         self._loss_sum, self._loss_count, self._last = start.loss_sum, start.loss_count, math.nan
         self._pending: list[Any] = []
-        self._started = self._measured_from = time.monotonic()
+        self._started = self._measured_from = self._shown = time.monotonic()
         self._cpu_started = time.process_time()
-        self.train_s = self.train_cpu_s = 0.0
         self._unmeasured = 0  # with a data sink one call stands for an epoch, compilation included
-        title = f"epoch {start.epoch + 1}/{plan.epochs}"
-        shown = bar and folder is not None
+        title, shown = f"epoch {start.epoch + 1}/{plan.epochs}", bar and folder is not None
         self._bar = progress_bar(None, plan.steps, title, shown=shown, initial=start.step, bar_format=_BAR)
-        self._shown = self._started
 
     @property
     def position(self) -> Position:
         """Where the training is, all losses so far added up; waits for them."""
         self._fetch()
         return Position(self.start.epoch, self.done, self._loss_sum, self._loss_count)
+
+    @property
+    def speed(self) -> float | None:
+        """Images per second, for the records."""
+        return None if math.isnan(self.images_per_s) else round(self.images_per_s, 2)
 
     def on_train_step_end(self, run_context: Any) -> None:
         """Keep the loss; report, save and stop when it is time."""
@@ -137,21 +134,19 @@ class EpochProgress(Callback):
         if measured > 0:
             self.images_per_s = measured * plan.global_batch / (time.monotonic() - self._measured_from)
         left = clock((plan.epochs * plan.steps - step) * plan.global_batch / self.images_per_s)
-        rate = float(plan.rates[step - 1])
-        return f"loss {self._last:.4f}, rate {rate:.3g}{speed_text(self.images_per_s)}, {left} left"
+        return f"loss {self._last:.4f}, rate {plan.rates[step - 1]:.3g}{speed_text(self.images_per_s)}, {left} left"
 
     def _report(self) -> None:
-        plan, epoch, status = self.plan, self.start.epoch, self._status()
+        plan, epoch, status = self.plan, self.start.epoch + 1, self._status()
         if self.folder is None:
             return
-        step = epoch * plan.steps + self.done
-        rate = float(plan.rates[step - 1])
-        speed = None if math.isnan(self.images_per_s) else round(self.images_per_s, 2)
-        self.folder.record("step", epoch=epoch + 1, step=step, loss=self._last, learning_rate=rate, images_per_s=speed)
+        step = self.start.epoch * plan.steps + self.done
+        values = {"loss": self._last, "learning_rate": float(plan.rates[step - 1]), "images_per_s": self.speed}
+        self.folder.record("step", epoch=epoch, step=step, **values)
         if not self._bar.disable:
             self._bar.set_postfix_str(status)
         elif self.done < plan.steps:
-            logger.info("epoch %d/%d step %d/%d: %s", epoch + 1, plan.epochs, self.done, plan.steps, status)
+            logger.info("epoch %d/%d step %d/%d: %s", epoch, plan.epochs, self.done, plan.steps, status)
 
 
 def speed_text(images_per_s: float) -> str:

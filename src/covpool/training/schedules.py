@@ -17,15 +17,6 @@ import numpy as np
 _STEPS = ((0.3, 0.1), (0.6, 0.01), (0.8, 0.001))
 _STEP = ((0.2, 0.1), (0.5, 0.01), (0.7, 0.001), (0.9, 0.00005))
 
-
-def _stepwise(fraction: float, points: Sequence[tuple[float, float]]) -> float:
-    factor = 1.0
-    for point, value in points:
-        if fraction >= point:
-            factor = value
-    return factor
-
-
 # CVPR 2020, for ResNet (base rate 0.1, batch 256): epoch -> factor of the base rate.
 _RESNET: dict[str, Callable[[float], float]] = {
     "lr_norm": lambda e: 0.1 ** (e // 30),  # 100 epochs
@@ -39,7 +30,13 @@ _MOBILENETV2: dict[str, Callable[[float], float]] = {
     "lr_adju": lambda e: float(np.interp(e, (0, 50, 100, 150), (0.06, 0.01, 0.001, 0.00001)) / 0.06),  # 150 epochs
 }
 PER_EPOCH = {"resnet": _RESNET, "mobilenetv2": _MOBILENETV2}
-PER_STEP = ("linear", "poly", "cosine", "port_cosine", "step", "steps")
+# Of the progress p after the warm-up, in [0, 1), the highest and the last rate.
+_STANDARD: dict[str, Callable[[float, float, float], float]] = {
+    "linear": lambda p, high, low: high - (high - low) * p,
+    "poly": lambda p, high, low: high * (1 - p) ** 2,
+    "cosine": lambda p, high, low: low + (high - low) * 0.5 * (1 + math.cos(math.pi * p)),
+}
+PER_STEP = (*_STANDARD, "port_cosine", "step", "steps")
 
 
 def learning_rates(
@@ -56,26 +53,21 @@ def learning_rates(
     family: str = "resnet",
     designed_epochs: float | None = None,
 ) -> np.ndarray:
-    """The rate of every optimiser step.
+    """The rate of every optimiser step, float32 (epochs * steps_per_epoch,).
 
     Args:
-        mode: 'linear', 'poly' (power 2), 'cosine', 'port_cosine', 'step', 'steps', 'lr_norm', 'lr_fast' or 'lr_adju'.
+        mode: A name of the schedules above; 'poly' has power 2.
         lr_max: Base rate, reached at the end of the warm-up.
         epochs: Length of the training.
         steps_per_epoch: Optimiser steps of one epoch.
         lr_init: Rate before the first warm-up step.
         lr_end: Last rate of 'linear' and 'cosine'.
-        warmup_epochs: Epochs over which the rate of every schedule rises linearly from lr_init to lr_max. The first
-            four then decay over the steps that are left; the others keep to the epochs counted from the start.
-        milestones: For 'step' and 'steps': epochs at which the rate is multiplied by gamma. By default the ports'
-            points: 'steps' at 0.3, 0.6 and 0.8 of the training by 0.1 each; 'step' at 0.2, 0.5, 0.7 and 0.9.
+        warmup_epochs: Epochs over which the rate of every schedule rises linearly from lr_init to lr_max. 'linear',
+            'poly' and the cosines then decay over the steps that are left; the others count epochs from the start.
+        milestones: For 'step' and 'steps': epochs at which the rate is multiplied by gamma; else the ports' points.
         gamma: Factor at each milestone.
         family: 'resnet' or 'mobilenetv2': which base the CVPR 2020 schedules are meant for.
-        designed_epochs: For the CVPR 2020 schedules: the length they were designed for, when their course is to be
-            stretched to ``epochs``; by default epochs are taken as they are.
-
-    Returns:
-        float32 array (epochs * steps_per_epoch,).
+        designed_epochs: The length that a CVPR 2020 schedule was designed for, to be stretched to ``epochs``.
 
     Raises:
         ValueError: Unknown mode or family, lengths out of range, or a rate that would be 0 before the end.
@@ -88,35 +80,27 @@ def learning_rates(
         raise ValueError(f"unknown family {family!r}; one of {', '.join(PER_EPOCH)}")
     if mode not in PER_STEP and mode not in PER_EPOCH[family]:
         raise ValueError(f"unknown schedule {mode!r}; one of {', '.join((*PER_STEP, *PER_EPOCH[family]))}")
-
     total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
-    rates = np.empty(total, np.float64)
-    for step in range(total):
-        if step < warmup:
-            rates[step] = lr_init + (lr_max - lr_init) * (step + 1) / warmup
-            continue
-        progress = (step - warmup) / (total - warmup)  # in [0, 1)
+
+    def rate(step: int) -> float:
         epoch = step // steps_per_epoch
-        if mode == "linear":
-            rate = lr_max - (lr_max - lr_end) * progress
-        elif mode == "poly":
-            rate = lr_max * (1 - progress) ** 2
-        elif mode == "cosine":
-            rate = lr_end + (lr_max - lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
-        elif mode == "port_cosine":
+        if step < warmup:
+            return lr_init + (lr_max - lr_init) * (step + 1) / warmup
+        if mode in _STANDARD:
+            return _STANDARD[mode]((step - warmup) / (total - warmup), lr_max, lr_end)
+        if mode == "port_cosine":
             line = (total - step) / (total - warmup)
-            rate = lr_max * (line * 0.5 * (1 + math.cos(0.94 * math.pi * step / (total - warmup))) + 1e-5)
-        elif mode in ("step", "steps"):
+            return lr_max * (line * 0.5 * (1 + math.cos(0.94 * math.pi * step / (total - warmup))) + 1e-5)
+        if mode in ("step", "steps"):
             if milestones is not None:
-                rate = lr_max * gamma ** sum(epoch >= milestone for milestone in milestones)
-            else:
-                rate = lr_max * _stepwise(step / total, _STEP if mode == "step" else _STEPS)
-        else:
-            # Multiplied first: a quotient rounded before would land just under a milestone.
-            stretched = epoch * designed_epochs / epochs if designed_epochs else epoch
-            factor = PER_EPOCH[family][mode](stretched)
-            if factor == 0:
-                raise ValueError(f"{mode} is 0 from epoch {math.ceil(stretched)} on: stretch it with designed_epochs")
-            rate = lr_max * factor
-        rates[step] = rate
-    return rates.astype(np.float32)
+                return lr_max * gamma ** sum(epoch >= milestone for milestone in milestones)
+            passed = [factor for point, factor in (_STEP if mode == "step" else _STEPS) if step / total >= point]
+            return lr_max * (passed[-1] if passed else 1.0)
+        # Multiplied first: a quotient rounded before would land just under a milestone.
+        stretched = epoch * designed_epochs / epochs if designed_epochs else epoch
+        factor = PER_EPOCH[family][mode](stretched)
+        if factor == 0:
+            raise ValueError(f"{mode} is 0 from epoch {math.ceil(stretched)} on: stretch it with designed_epochs")
+        return lr_max * factor
+
+    return np.array([rate(step) for step in range(total)], np.float64).astype(np.float32)
