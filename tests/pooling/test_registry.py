@@ -93,13 +93,17 @@ def test_collision() -> None:
 
 def test_generic_registry() -> None:
     registry: Registry[int] = Registry("number")
-    registry.register("one")(1)
+    registry.add("one", 1)
     registry.add("two", 2)
     assert registry.get("one") == 1
     assert registry.names() == ["one", "two"]
-    assert "two" in registry
-    assert "three" not in registry
     with pytest.raises(ValueError, match="non-empty"):
         registry.add("", 3)
     with pytest.raises(UnknownNameError, match=r"Unknown number 'onne'. Did you mean 'one'\? Known names: one, two\."):
         registry.get("onne")
+
+
+def test_rate_factors() -> None:
+    factors = {name: pooling_info(name).rate_factor for name in list_poolings()}
+    assert {factors[name] for name in ("gap", "gcp", "dropcov", "fast_mpn", "mpn")} == {1.0}
+    assert factors["bcnn"] == 10 and factors["layernorm"] == 0.1

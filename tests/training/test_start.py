@@ -98,6 +98,26 @@ def index_of(run: Path) -> dict:
     return json.loads((run / "checkpoints" / "index.json").read_text())
 
 
+def test_a_recipe_for_weights_that_is_given_none(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warning = "config/own_images.yaml"
+    prepare(config(data, tmp_path / "run"), World(), RunFolder(tmp_path / "run"))
+    assert warning not in caplog.text
+    prepare(config(data, tmp_path / "run", fine_tune=True), World(), RunFolder(tmp_path / "run"))
+    assert warning in caplog.text
+
+
+def test_rates_take_the_factor_of_the_pooling(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rate of every step, its maximum and the factor in the log; a number overrides the pooling's own."""
+    plain = recipe_rates(config(data, tmp_path, pooling="bcnn"), 3)
+    for given, factor in (("auto", 10), (3.0, 3)):
+        rates = recipe_rates(config(data, tmp_path, pooling="bcnn", lr_factor=given), 3)
+        np.testing.assert_allclose(rates, factor * plain, rtol=1e-6)
+        assert rates.dtype == np.float32
+    np.testing.assert_array_equal(recipe_rates(config(data, tmp_path, lr_factor="auto"), 3), plain)
+    fit(config(data, tmp_path / "run", pooling="bcnn", lr_factor="auto", epoch_size=1), World())
+    assert "rate up to 0.1 (linear, lr_factor 10 of bcnn included)" in capsys.readouterr().out
+
+
 REFUSED = {
     "pooling": ({"pooling": "dropcvo"}, "dropcvo"),
     "data": ({"data_path": "nowhere"}, "nowhere"),
