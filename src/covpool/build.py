@@ -33,28 +33,23 @@ _GENERATOR_STRIDE = 2**52  # and those of one network: above any seed times the 
 
 
 def resolve_class_num(config: Config, where: Source | Checkpoint) -> Config:
-    """``class_num: auto`` replaced by the number of classes of the data or of a checkpoint; any number stays.
-
-    Raises:
-        UserError: The checkpoint holds no classifier that would tell.
-    """
+    """``class_num: auto`` replaced by the number of classes of the data or of a checkpoint; any number stays."""
     if config.class_num != "auto":
         return config
     if isinstance(where, Source):
         return config.replace(class_num=len(where.class_names))
     classifier = classifier_weight(where.network)
     if classifier is None:
-        raise UserError(f"class_num = auto: {where.path} holds no classifier; give --class_num=N", exit_code=2)
+        raise UserError(f"class_num = auto: {where.path} holds no classifier; give --class_num=N", 2)
     return config.replace(class_num=where.network[classifier].shape[0])
 
 
 def architecture(config: Config) -> dict[str, Any]:
     """What must agree between a checkpoint and a configuration, by configuration key."""
-    covariance_only = {} if config.pooling == "gap" else {"reduction_dim": config.reduction_dim}
     return {
         "net_name": config.net_name,
         "pooling": config.pooling,
-        **covariance_only,
+        **({} if config.pooling == "gap" else {"reduction_dim": config.reduction_dim}),
         "class_num": config.class_num,
         **_layers(config),
         **({"train_image_size": config.train_image_size} if _has_positions(config) else {}),
@@ -78,19 +73,10 @@ def image_transform(config: Config, source: Source | None = None) -> ImageTransf
     """How images become the network's input in evaluation.
 
     Without ``mean`` and ``std`` they are those of the data set, without a data set ImageNet's.
-
-    Raises:
-        UserError: A value is out of range.
     """
-    return ImageTransform.for_source(
-        source,
-        config.eval_image_size,
-        config.mean,
-        config.std,
-        config.in_channels,
-        crop_ratio=config.eval_crop_ratio,
-        interpolation=config.interpolation,
-    )
+    size, mean, std, channels = config.eval_image_size, config.mean, config.std, config.in_channels
+    how: dict[str, Any] = {"crop_ratio": config.eval_crop_ratio, "interpolation": config.interpolation}
+    return ImageTransform.for_source(source, size, mean, std, channels, **how)
 
 
 def description(config: Config, source: Source) -> dict[str, Any]:
@@ -109,14 +95,11 @@ def with_checkpoint(config: Config, checkpoint: Checkpoint, world: World | None 
     """The configuration, completed by what a checkpoint says of its network and its images.
 
     What a file or the command line gave stays: of the images a contradiction is named in the log, of the network it
-    is an error.
-
-    Raises:
-        UserError: The network is another one than the configuration gives, or neither says which it is.
+    is an error, and so is a network that neither names.
     """
     saved = checkpoint.about.get("architecture", {})
     if not saved and not any(map(config.says, architecture(config))):
-        raise UserError(f"{checkpoint.path} does not say which network it holds: give --config_path=FILE", exit_code=2)
+        raise UserError(f"{checkpoint.path} does not say which network it holds: give --config_path=FILE", 2)
     config, differing = _completed(config, checkpoint, saved)
     if differing:
         raise UserError(f"{checkpoint.path} does not fit the configuration: {differing}")
@@ -128,14 +111,8 @@ def with_transform(
 ) -> Config:
     """The configuration with the image transform of a checkpoint, where no file and no command line gave another.
 
-    Args:
-        config: The configuration.
-        checkpoint: The checkpoint; an old one knows mean and standard deviation alone.
-        world: The ranks; rank 0 names contradictions in the log.
-        keys: What to take over.
-
-    Raises:
-        UserError: What the checkpoint says is no transform.
+    Of the transform, ``keys`` are taken over; an old checkpoint knows mean and standard deviation alone. Rank 0 names
+    contradictions in the log.
     """
     values = {key: checkpoint.about[key] for key in ("mean", "std") if checkpoint.about.get(key)}
     if "transform" in checkpoint.about:
@@ -174,23 +151,17 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
     """The configured network, initialised from MindSpore's global seed.
 
     Ranks draw different dropout masks and equal initial weights (when their global seed is equal).
-
-    Raises:
-        UserError: Names or arguments that network or pooling do not know.
     """
     layers = _layers(config)
     foreign = [key for key in _LAYERS if key not in layers and getattr(config, key) != options()[key].default]
     if foreign:
         values = ", ".join(f"{key} = {getattr(config, key)}" for key in foreign)
-        raise UserError(
-            f"{values}: {config.net_name} does not take it; it takes {', '.join(layers) or 'no such key'}", exit_code=2
-        )
+        taken = ", ".join(layers) or "no such key"
+        raise UserError(f"{values}: {config.net_name} does not take it; it takes {taken}", 2)
     own = [key for key in model_arguments(config.net_name) if key not in (*_LAYERS, "image_size")]
-    unknown = [key for key in config.model_args if key not in own]
-    if unknown:
-        raise UserError(
-            f"model_args: {config.net_name} does not take {', '.join(unknown)}; it takes {', '.join(own)}", exit_code=2
-        )
+    if unknown := ", ".join(key for key in config.model_args if key not in own):
+        raise UserError(f"model_args: {config.net_name} does not take {unknown}; it takes {', '.join(own)}", 2)
+    size: dict[str, Any] = {"image_size": config.train_image_size} if _has_positions(config) else {}
     try:
         network = create_model(
             config.net_name,
@@ -198,12 +169,10 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
             reduction_dim=config.reduction_dim,
             num_classes=config.num_classes,
             pooling_args=dict(config.pooling_args),
-            **layers,
-            **({"image_size": config.train_image_size} if _has_positions(config) else {}),
-            **config.model_args,
+            **{**layers, **size, **config.model_args},
         )
     except (ValueError, TypeError) as error:
-        raise UserError(str(error), exit_code=2) from error
+        raise UserError(str(error), 2) from error
     rank, generators = world.rank if world else 0, 0
     for _, cell in network.cells_and_names():
         if isinstance(cell, CounterUniform):
@@ -217,70 +186,42 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
 def build_source(config: Config, split: str, world: World, cache: Path | None = None) -> Source:
     """The images of ``split`` ('train', 'val' or 'test'); every rank calls it.
 
-    With ``bad_images: skip`` those that cannot be decoded are left out and named in the log.
-
-    Args:
-        config: The configuration.
-        split: 'train', 'val' or 'test'.
-        world: The ranks, which agree on the images.
-        cache: File in which rank 0 keeps which images are bad, for a resumed run.
-
-    Raises:
-        UserError: If they are not there, or have more classes than the configuration.
+    With ``bad_images: skip`` those that cannot be decoded are left out and named in the log; in the file ``cache``
+    rank 0 keeps which they are, for a resumed run.
     """
-    if not config.data_path:
-        raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", exit_code=2)
-    source = open_source(
-        config.dataset,
-        config.data_path,
-        split,
-        config.image_list or None,
-        max_pixels=config.max_pixels,
-        val_fraction=config.val_fraction,
-    )
+    root = config.data_path
+    if not root:
+        raise UserError("data_path is empty: give the dataset's root with --data_path=DIR", 2)
+    limits: dict[str, Any] = {"max_pixels": config.max_pixels, "val_fraction": config.val_fraction}
+    source = open_source(config.dataset, root, split, config.image_list or None, **limits)
     classes = len(source.class_names)
-    if config.class_num != "auto" and classes > config.class_num:
-        raise UserError(
-            f"{config.data_path} has {classes} classes, the configuration class_num={config.class_num}; add "
-            f"--class_num={classes} (or auto)",
-            exit_code=2,
-        )
-    if split == "train" and config.class_num != "auto" and classes < config.class_num:
-        logger.info(
-            "class_num = %d, but %s has %d classes: the other outputs are never trained (--class_num=auto counts them)",
-            config.class_num,
-            config.data_path,
-            classes,
-        )
+    wanted = classes if config.class_num == "auto" else config.class_num
+    if classes > wanted:
+        hint = f"add --class_num={classes} (or auto)"
+        raise UserError(f"{root} has {classes} classes, the configuration class_num={wanted}; {hint}", 2)
+    if split == "train" and classes < wanted:
+        what = "the other outputs are never trained (--class_num=auto counts them)"
+        logger.info("class_num = %d, but %s has %d classes: %s", wanted, root, classes, what)
     seen = world.sum(np.array([source.num_samples], np.float64))[0]
     if seen != source.num_samples * world.size:
         raise UserError(
-            f"{config.data_path}: rank {world.rank} sees {source.num_samples} images of {split}, all {world.size} "
+            f"{root}: rank {world.rank} sees {source.num_samples} images of {split}, all {world.size} "
             f"ranks together {seen:.0f}: they must see the same files"
         )
     if config.bad_images == "skip":
-        source, problems = usable(
-            source,
-            _workers(config, world),
-            rank=world.rank,
-            world_size=world.size,
-            total=world.sum,
-            cache=cache,
-        )
+        ranks: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "total": world.sum}
+        source, problems = usable(source, _workers(config, world), cache=cache, **ranks)
         for problem in problems:
             logger.warning("left out: %s", problem)
         if problems:
             logger.warning("%d bad images of %s left out, %d used", len(problems), split, source.num_samples)
     if split == "train" and config.train_images is not None:
-        source = _first_images(source, config.train_images)
+        count, there = config.train_images, source.num_samples
+        if count > there:
+            raise UserError(f"train_images = {count}: there are {there} images to train on", 2)
+        # The same images for every seed, so that seeds differ in initialisation and order alone.
+        source = source.subset(sorted(epoch_order(there, 0, 0)[:count].tolist()))
     return source
-
-
-def _first_images(source: Source, count: int) -> Source:
-    """The same images for every seed, so that seeds differ in initialisation and order alone."""
-    if count > source.num_samples:
-        raise UserError(f"train_images = {count}: there are {source.num_samples} images to train on", exit_code=2)
-    return source.subset(sorted(epoch_order(source.num_samples, 0, 0)[:count].tolist()))
 
 
 def _workers(config: Config, world: World) -> int:
