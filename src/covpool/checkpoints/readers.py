@@ -242,11 +242,6 @@ class _Array:
         self.value = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C").copy("K")
 
 
-def _reconstruct(*_: Any) -> _Array:
-    """An array whose content follows (protocols below 5)."""
-    return _Array()
-
-
 def _frombuffer(data: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
     """An array with its content (protocol 5)."""
     array = _Array()
@@ -262,7 +257,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 _ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),  # its content follows (protocols below 5)
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,

@@ -147,8 +147,8 @@ def place(checkpoint: Checkpoint) -> tuple[int, int]:
 
 def counts(checkpoint: Checkpoint) -> tuple[int, int]:
     """Whole epochs, and steps over all epochs, after which a checkpoint was saved; UserError if it does not say so."""
-    epoch, step = (checkpoint.about.get(key) for key in ("epoch", "step"))
-    if not (isinstance(epoch, int) and isinstance(step, int) and 0 <= epoch <= step):
+    epoch, step = (checkpoint.about.get(key, -1) for key in ("epoch", "step"))
+    if not 0 <= epoch <= step:
         raise UserError(f"{checkpoint.path}: damaged, it does not say after which epoch and step it was saved")
     return epoch, step
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import nn
@@ -29,19 +29,11 @@ _NAME = re.compile(r"epoch_(\d{4,})(?:_step_(\d{8,}))?\.ckpt")
 Entry = dict[str, Any]
 
 
-class Index(NamedTuple):
-    """What an index names."""
+def read_index(folder: Path) -> tuple[list[Entry], Optional[Entry], bool]:
+    """The newest checkpoints that the index of a folder names, the oldest first; the best one; whether it was damaged.
 
-    entries: list[Entry]  # the newest checkpoints, the oldest of them first
-    best: Optional[Entry]  # the best one, if any
-    # whether the file was damaged, so that these are the whole checkpoints that were found instead
-    damaged: bool = False
-
-
-def read_index(folder: Path) -> Index:
-    """Read the index of a folder; one that is damaged or missing is made anew from the whole checkpoints there.
-
-    Nothing is written: every rank reads, and rank 0 alone writes, when it saves. UserError: it may not be read.
+    One that is damaged or missing is made anew from the whole checkpoints there. Nothing is written: every rank reads,
+    and rank 0 alone writes, when it saves. UserError: it may not be read.
     """
     path = folder / INDEX
     damaged = path.exists() and not path.is_file()
@@ -49,31 +41,26 @@ def read_index(folder: Path) -> Index:
         if not damaged:
             index = json.loads(read_text(path))
             best = index["best"]
-            return Index([checked(entry) for entry in index["checkpoints"]], None if best is None else checked(best))
+            return [checked(entry) for entry in index["checkpoints"]], None if best is None else checked(best), False
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError, RecursionError):
         damaged = True
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    found = {file.name: entry for file in folder.glob("*.ckpt") if (entry := _found(file))}
+    found = {}
+    for file in folder.glob("*.ckpt"):
+        try:
+            if file.name == BEST or place_of(file.name):
+                found[file.name] = entry_of(file)
+        except UserError as error:
+            logger.warning("%s; left out", error)
     best = found.pop(BEST, None)
     if damaged or found or best:
         count = f"{len(found)} whole checkpoint{'' if len(found) == 1 else 's'}"
         problem = "is damaged" if damaged else "is missing"
         logger.warning("%s %s: made anew from %s%s", path, problem, count, " and the best one" if best else "")
-    return Index(sorted(found.values(), key=lambda entry: (entry["epoch"], entry["step"])), best, damaged)
-
-
-def _found(path: Path) -> Optional[Entry]:
-    """The entry of a file, if it is a whole checkpoint of a training."""
-    if path.name != BEST and not place_of(path.name):
-        return None
-    try:
-        return entry_of(path)
-    except UserError as error:
-        logger.warning("%s; left out", error)
-        return None
+    return sorted(found.values(), key=lambda entry: (entry["epoch"], entry["step"])), best, damaged
 
 
 def entry_of(path: Path) -> Entry:
@@ -129,7 +116,7 @@ class CheckpointStore:
         self.keep_max = keep_max
         self._index_path = folder / INDEX
         self._tidy = False
-        self._entries, self._best, self._damaged = Index([], None) if empty else read_index(folder)
+        self._entries, self._best, self._damaged = ([], None, False) if empty else read_index(folder)
 
     @property
     def best_metric(self) -> float | None:

@@ -133,14 +133,7 @@ def decode_image(data: np.ndarray, name: Callable[[], str], max_pixels: int = MA
 
 def printable(path: Union[str, Path]) -> str:
     """Return a path for a message: on one line, whatever bytes its name consists of."""
-    return "".join(c if c.isprintable() else _escape(c) for c in os.fspath(path))
-
-
-def _escape(character: str) -> str:
-    try:
-        return character.encode("unicode_escape").decode("ascii")
-    except UnicodeError:
-        return ascii(character)[1:-1]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in os.fspath(path))
 
 
 def _check_png(data: bytes) -> None:

@@ -34,6 +34,8 @@ from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
 from covpool.runtime.signals import StopRequest
 
+_Figures = tuple[dict[str, Any], dict[str, float]]  # for the result, and for the chart in percent
+
 
 class _Job:
     """A network and how to evaluate it; every rank has one."""
@@ -100,7 +102,7 @@ def evaluate_robustness(
     started = time.monotonic()
     checkpoint = read_checkpoint(config.checkpoint_file_path)
     job = _Job(config, world, checkpoint, stop or StopRequest())
-    figures = _SETS[config.robustness](job)
+    figures, bars = _SETS[config.robustness](job)
     values = {
         "robustness": config.robustness,
         **figures,
@@ -112,11 +114,11 @@ def evaluate_robustness(
     }
     deliver(values, config, world, show, job.problem)
     if world.is_main and config.result_path:
-        plot_bars(_bars(values), Path(config.result_path).with_suffix(".png"), config.robustness)
+        plot_bars(bars, Path(config.result_path).with_suffix(".png"), config.robustness)
     return values
 
 
-def _corruptions(job: _Job) -> dict[str, Any]:
+def _corruptions(job: _Job) -> _Figures:
     folders = corruption_folders(job.root)
     parts = [(name, severity, folder) for name, by in folders.items() for severity, folder in by.items()]
     names = job.classes(parts[0][2])
@@ -126,26 +128,29 @@ def _corruptions(job: _Job) -> dict[str, Any]:
         result = job.evaluate(folder_source(folder, names, f"{name} {severity}"), job.network)
         errors.setdefault(name, {})[severity] = 1 - result.top_1
         seen += result.num_samples
-    return {**corruption_summary(errors), "num_samples": seen}
+    figures = corruption_summary(errors)
+    bars = {f"{name} (error)": 100 * entry["error"] for name, entry in figures["corruptions"].items()}
+    return {**figures, "num_samples": seen}, bars
 
 
-def _some_classes(job: _Job) -> dict[str, Any]:
+def _some_classes(job: _Job) -> _Figures:
     root = job.root / "val" if (job.root / "val").is_dir() else job.root
     names = job.classes(root)
     source = folder_source(root, names, job.config.robustness)
     present = np.unique(source.labels)
     among = job.evaluate(source, _ClassSubset(job.network, present, job.config.num_classes))
     over_all = job.evaluate(source, job.network)
-    return {
+    figures = {
         "top_1_accuracy": among.top_1,
         "top_1_accuracy_all_classes": over_all.top_1,
         "classes": len(present),
         "num_samples": among.num_samples,
         "per_class": among.to_dict(names)["per_class"],
     }
+    return figures, {"top-1, classes of the set": 100 * among.top_1, "top-1, all classes": 100 * over_all.top_1}
 
 
-def _perturbations(job: _Job) -> dict[str, Any]:
+def _perturbations(job: _Job) -> _Figures:
     config, world, transform = job.config, job.world, image_transform(job.config)
     rates: dict[str, float] = {}
     count = 0
@@ -164,7 +169,8 @@ def _perturbations(job: _Job) -> dict[str, Any]:
         count += len(paths)
     if world.sum(np.array([float(bool(job.problem))]))[0]:
         job.problem = job.problem or "frames give NaN or infinite logits on another rank"
-    return {"mean_flip_rate": float(np.mean(list(rates.values()))), "flip_rates": rates, "sequences": count}
+    figures = {"mean_flip_rate": float(np.mean(list(rates.values()))), "flip_rates": rates, "sequences": count}
+    return figures, {f"{name} (flips)": 100 * rate for name, rate in rates.items()}
 
 
 def _logits(job: _Job, images: np.ndarray) -> np.ndarray:
@@ -174,18 +180,6 @@ def _logits(job: _Job, images: np.ndarray) -> np.ndarray:
     filled[: len(images)] = images
     parts = [job.network(ms.Tensor(part)).asnumpy() for part in np.split(filled, len(filled) // size)]
     return np.concatenate(parts)[: len(images)]
-
-
-def _bars(values: dict[str, Any]) -> dict[str, float]:
-    """What the chart shows, in percent."""
-    if "corruptions" in values:
-        return {f"{name} (error)": 100 * entry["error"] for name, entry in values["corruptions"].items()}
-    if "flip_rates" in values:
-        return {f"{name} (flips)": 100 * rate for name, rate in values["flip_rates"].items()}
-    return {
-        "top-1, classes of the set": 100 * values["top_1_accuracy"],
-        "top-1, all classes": 100 * values["top_1_accuracy_all_classes"],
-    }
 
 
 _SETS = {
