@@ -52,6 +52,29 @@ def test_cvpr2020_files_have_their_schedules(depth, schedule, epochs):
     assert (config.pooling, config.reduction_dim, config.use_label_smooth) == ("fast_mpn", 256, False)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "batch", "rate", "shuffle_epochs"),
+    [("lr_norm", 400, 96, 0.045, 240), ("lr_fast", 100, 96, 0.06, 60), ("lr_adju", 150, 192, 0.06, 100)],
+)
+def test_cvpr2020_files_of_light_networks(schedule, epochs, batch, rate, shuffle_epochs):
+    mobile, shuffle = (
+        load_config(ROOT / "config" / f"{name}_cvpr2020_{schedule}_imagenet2012_config.yaml")
+        for name in ("mobilenet_v2", "shufflenet_v2_x1_0")
+    )
+    assert (mobile.net_name, mobile.batch_size, mobile.epoch_size, mobile.lr_max) == (
+        "mobilenet_v2_100",
+        batch,
+        epochs,
+        rate,
+    )
+    assert (mobile.lr_decay_mode, mobile.lr_family) == (schedule, "mobilenetv2")
+    assert (shuffle.net_name, shuffle.batch_size, shuffle.epoch_size) == ("shufflenet_v2_x1_0", 256, shuffle_epochs)
+    assert (shuffle.lr_decay_mode, shuffle.lr_max, shuffle.lr_end, shuffle.warmup_epochs) == ("linear", 0.5, 0.0, 0)
+    for config in (mobile, shuffle):
+        assert (config.pooling, config.reduction_dim, config.use_label_smooth) == ("fast_mpn", 256, False)
+        assert (config.weight_decay, config.decay_all, config.momentum) == (4e-5, True, 0.9)
+
+
 @pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
 def test_small_image_files_differ_in_the_pooling_only(dataset):
     paths = sorted((ROOT / "config").glob(f"resnet18_*{dataset}_config.yaml"))

@@ -18,6 +18,8 @@ def test_beta_gamma_and_bias_do_not_decay() -> None:
     assert {p.name.rsplit(".", 1)[1] for p in plain["params"]} == {"gamma", "beta", "bias"}
     assert {p.name.rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
     assert len(decayed["params"]) + len(plain["params"]) == len(network.trainable_params())
+    every, _ = parameter_groups(list(network.trainable_params()), 1e-4, decay_all=True)
+    assert every["weight_decay"] == 1e-4 and len(every["params"]) == len(network.trainable_params())
 
 
 @pytest.mark.parametrize(
