@@ -25,12 +25,9 @@ def style(index: int) -> dict[str, Any]:
 
 def new_figure(width: float, height: float) -> Any:
     """A figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Any, path: Path) -> None:
@@ -63,13 +60,7 @@ def legend_below(figure: Any, axes: Any, columns: int) -> None:
 
 
 def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the epoch records of ``metrics.jsonl``; without any, nothing is written.
-
-    Args:
-        epochs: Records with ``epoch``, ``loss``, ``learning_rate`` and, where it was evaluated, ``eval_loss``,
-            ``top_1_accuracy`` and ``top_5_accuracy``.
-        path: PNG file.
-    """
+    """Draw the epoch records of ``metrics.jsonl``; without any, nothing is written."""
     if not epochs:
         return
     figure = new_figure(11, 3.4)
@@ -90,12 +81,9 @@ def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix: shades are parts of the true class, numbers count images, where there is room.
+    """Draw the images by true class (row) and predicted class (column), (K, K), of the K names.
 
-    Args:
-        counts: Images by true class (row) and predicted class (column), (K, K).
-        names: Of the K classes.
-        path: PNG file.
+    Shades are parts of the true class; numbers count images, where there is room.
     """
     from matplotlib.colors import PowerNorm
 
@@ -121,12 +109,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
 
 
 def plot_mistakes(mistakes: Sequence[tuple[np.ndarray, str]], path: Path) -> None:
-    """Draw images with a text below each, five in a row; without any, a line that says so.
-
-    Args:
-        mistakes: Images, uint8 (H, W, 1 or 3), and texts.
-        path: PNG file.
-    """
+    """Draw images, uint8 (H, W, 1 or 3), with a text below each, five in a row; without any, a line that says so."""
     columns, rows = min(max(len(mistakes), 2), 5), max(-(-len(mistakes) // 5), 1)
     figure = new_figure(2.4 * columns, 3 * rows)
     axes = figure.subplots()

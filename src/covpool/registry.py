@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Generic, List, TypeVar
+from typing import Dict, Generic, List, TypeVar
 
 from covpool.errors import UserError, nearest
 
@@ -21,43 +21,22 @@ class UnknownNameError(UserError, ValueError):
 
 
 class Registry(Generic[EntryT]):
-    """Maps names to entries of one kind.
-
-    Args:
-        kind: What the entries are, in the singular, for error messages ("pooling", "model").
-    """
+    """Maps names to entries of one ``kind``, in the singular ("pooling", "model")."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._entries: Dict[str, EntryT] = {}
 
     def add(self, name: str, entry: EntryT) -> None:
-        """Store an entry.
-
-        Raises:
-            ValueError: The name is taken or not a non-empty string.
-        """
+        """Store an entry; a name that is taken or not a non-empty string is a ValueError."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"The name of a {self._kind} must be a non-empty string, not {name!r}.")
         if name in self._entries:
             raise ValueError(f"The {self._kind} {name!r} is registered already.")
         self._entries[name] = entry
 
-    def register(self, name: str) -> Callable[[EntryT], EntryT]:
-        """Decorator form of :meth:`add`; returns the entry unchanged."""
-
-        def decorate(entry: EntryT) -> EntryT:
-            self.add(name, entry)
-            return entry
-
-        return decorate
-
     def get(self, name: str) -> EntryT:
-        """The entry of a name.
-
-        Raises:
-            UnknownNameError: The name is not registered.
-        """
+        """The entry of a name; an unknown one is an UnknownNameError."""
         if not isinstance(name, str) or name not in self._entries:
             raise UnknownNameError(self._kind, name, self.names())
         return self._entries[name]
@@ -65,6 +44,3 @@ class Registry(Generic[EntryT]):
     def names(self) -> List[str]:
         """All names, sorted."""
         return sorted(self._entries)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # watchers are small and start quickly
     from concurrent.futures import ProcessPoolExecutor
@@ -40,15 +40,15 @@ def start_watcher_process(
 
     It has the standard library, the arguments as texts, open files and, unseen by other users, environment variables.
     """
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _WATCHER.format(module), str(_HOME), *map(str, arguments)],
-        env={**os.environ, **(variables or {})},
-        pass_fds=tuple(descriptors),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=ends_with_this_process(),
-    )
+    command = [sys.executable, "-I", "-S", "-c", _WATCHER.format(module), str(_HOME), *map(str, arguments)]
+    env = {**os.environ, **(variables or {})}
+    return start_apart(command, env=env, pass_fds=tuple(descriptors), stdout=subprocess.DEVNULL)
+
+
+def start_apart(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that reads nothing and ends with this one, but not by a Ctrl-C in the terminal."""
+    ends = ends_with_this_process()
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ends, **options)
 
 
 @contextmanager

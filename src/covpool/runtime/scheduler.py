@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covpool.errors import UserError
-from covpool.runtime.processes import ends_with_this_process, python_command
+from covpool.runtime.processes import python_command, start_apart
 from covpool.runtime.watch import Post, open_listener, start_watcher
 
 _SCHEDULER_START_S = 60.0
@@ -78,13 +78,7 @@ def _start_scheduler(address: tuple[str, int], size: int) -> subprocess.Popen[by
     # With MPI's variables the child would take itself for a rank.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PMI_"))}
     env.update(_scheduler_variables(address, size), MS_ROLE="MS_SCHED", MS_NODE_ID="sched")
-    return subprocess.Popen(
-        python_command(_SCHEDULER_CODE),
-        env=env,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C in the terminal reaches the ranks, which then end the scheduler
-        preexec_fn=ends_with_this_process(),
-    )
+    return start_apart(python_command(_SCHEDULER_CODE), env=env)  # a Ctrl-C reaches the ranks, which then end it
 
 
 def _wait_for_scheduler(scheduler: subprocess.Popen[bytes], address: tuple[str, int]) -> str:
