@@ -17,7 +17,7 @@ from covpool.config import Config
 from covpool.config.schema import options
 from covpool.data import Augmentation, ImageTransform, Source, create_dataset, epoch_order, open_source, usable
 from covpool.errors import ConfigError, UserError
-from covpool.models import create_model, model_arguments
+from covpool.models import ImageClassifier, create_model, model_arguments
 from covpool.pooling.counter_random import CounterUniform
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
@@ -171,6 +171,8 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
             pooling_args=dict(config.pooling_args),
             **{**layers, **size, **config.model_args},
         )
+        if isinstance(network, ImageClassifier):
+            network.check_image_size(config.height or config.eval_image_size, config.width or config.eval_image_size)
     except (ValueError, TypeError) as error:
         raise UserError(str(error), 2) from error
     rank, generators = world.rank if world else 0, 0

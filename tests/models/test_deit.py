@@ -106,7 +106,7 @@ def test_a_file_of_another_image_size(tmp_path: Path, pynative_mode, caplog):
         cell = ours(size=(48, 24), pretrained=tmp_path / "deit.pth")
     assert "pos_embed: interpolated from [1, 17, 24] to [1, 19, 24]" in caplog.text
     assert output_error(cell, module, images((48, 24))) < 1e-5
-    wide = {name: p for name, p in convert_state_dict({"pos_embed": np.zeros((1, 16, 24), np.float32)}).items()}
+    wide = convert_state_dict({"pos_embed": np.zeros((1, 16, 24), np.float32)})
     full = {**{p.name: p for p in ours().get_parameters()}, **wide}
     with pytest.raises(UserError, match=r"of another shape \(1\): pos_embed \[1, 16, 24\] instead of \[1, 17, 24\]"):
         load_into(ours(), full)
@@ -164,6 +164,7 @@ def test_from_a_configuration(tmp_path: Path, pynative_mode):
     for changes, message in (
         ({"stem": "small"}, "stem = small: deit_tiny_patch16_224 does not take it"),
         ({"model_args": {"width": 3}}, "model_args: deit_tiny_patch16_224 does not take width; it takes .*depth"),
+        ({"eval_image_size": 36}, "images of 36x36 do not fit patches of 8x8"),
         ({"model_args": {"patch_size": 5}}, "images of 32x32 do not fit patches of 5x5"),
     ):
         with pytest.raises(UserError, match=message):

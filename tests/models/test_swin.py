@@ -107,10 +107,7 @@ def test_names_there_and_back(pynative_mode):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (
-            {"size": 24},
-            r"images of 24x24 do not fit the windows of 4x4 tokens in stage 2: height must be a multiple of 16",
-        ),
+        ({"size": 24}, "images of 24x24 do not fit the windows of 4x4 tokens in stage 2: height must be a multiple"),
         ({"size": (32, 1)}, "do not fit the windows"),
         ({"num_heads": (1,)}, "num_heads as many as depths"),
         ({"window_size": 0}, "window_size must be at least 1"),

@@ -122,6 +122,9 @@ class ImageClassifier(nn.Cell, ABC):
         if name != self.conventions:
             raise ValueError(f"conventions must be {self.conventions!r}, not {name!r}")
 
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless the network takes images of this size; most take every size."""
+
     def build_head(
         self, channels: int, pooling: str, reduction_dim: int, num_classes: int, pooling_args: dict[str, Any] | None
     ) -> None:

@@ -80,6 +80,10 @@ class DeiT(TokenClassifier):
         patches = resize_grid_matrix((side, side), self.grid) @ value[0, 1:]
         return np.concatenate([value[:, :1], patches[None]], 1).astype(value.dtype)
 
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless images of this size can be cut into patches."""
+        patch_grid(height, width, self.patch_size)
+
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to tokens (N, 1 + L, embed_dim), the class token first, normalised."""
         grid = patch_grid(x.shape[2], x.shape[3], self.patch_size)
@@ -119,7 +123,7 @@ def _resizing(old: tuple[int, int], new: tuple[int, int]) -> ms.Tensor:
     return ms.Tensor(resize_grid_matrix(old, new))
 
 
-_VARIANTS: dict[str, dict[str, int]] = {
+_VARIANTS: dict[str, dict[str, Any]] = {
     "deit_tiny_patch16_224": {"embed_dim": 192, "num_heads": 3},
     "deit_small_patch16_224": {"embed_dim": 384, "num_heads": 6},
     "deit_base_patch16_224": {"embed_dim": 768, "num_heads": 12},

@@ -106,7 +106,7 @@ class SwinStage(nn.Cell):
         )
 
     def construct(self, x: ms.Tensor, height: int, width: int) -> ms.Tensor:
-        """Tokens of the stage before to those of this one, which are ``height`` x ``width`` of an image."""
+        """Tokens of the stage before to those of this one, ``height`` x ``width`` of an image."""
         if not self.is_first:
             x = self.downsample(x, 2 * width)
         for block in self.blocks:
@@ -158,16 +158,13 @@ class Swin(TokenClassifier):
     ) -> None:
         super().__init__()
         if window_size < 1 or len(depths) != len(num_heads):
-            raise ValueError(
-                f"window_size must be at least 1, and num_heads as many as depths, not {window_size}, "
-                f"{list(num_heads)} and {list(depths)}"
-            )
+            wrong = f"{window_size}, {list(num_heads)} and {list(depths)}"
+            raise ValueError(f"window_size must be at least 1, and num_heads as many as depths, not {wrong}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.patch_size = patch_size
         steps = [patch_size * 2**stage for stage in range(len(depths))]
-        self.windows = tuple(
-            (max(1, min(window_size, height // step)), max(1, min(window_size, width // step))) for step in steps
-        )
+        sizes = [[max(1, min(window_size, side // step)) for side in (height, width)] for step in steps]
+        self.windows = tuple((rows, columns) for rows, columns in sizes)
         stage_grids(height, width, patch_size, self.windows)
         self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size, _EPS)
         self.layers = nn.SequentialCell(
@@ -179,6 +176,10 @@ class Swin(TokenClassifier):
         channels = embed_dim * 2 ** (len(depths) - 1)
         self.norm = layer_norm(channels, _EPS)
         self.build_token_head(channels, pooling, reduction_dim, num_classes, pooling_args)
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise ValueError unless patches and windows fit images of this size."""
+        stage_grids(height, width, self.patch_size, self.windows)
 
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to the tokens of the last stage, (N, L, channels), normalised."""
