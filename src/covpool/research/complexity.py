@@ -23,7 +23,7 @@ _PRODUCTS = ("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Dense")
 _DECOMPOSITIONS = ("Svd", "Eigh", "SelfAdjointEig")
 
 # (network, pooling) -> parameters (10^6), multiply-adds (10^9) at 224x224 with 1000 classes, as the papers and the
-# released MindSpore ports print them, and timm's model cards for plain transformers.
+# released MindSpore ports print them, timm's model cards for plain transformers, torchvision for light networks.
 PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("resnet18", "gap"): (11.7, 1.81),
     ("resnet34", "gap"): (21.8, 3.66),
@@ -37,6 +37,11 @@ PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("resnet50", "dropcov"): (32.0, 6.19),
     ("resnet50", "fast_mpn"): (32.3, 6.19),
     ("resnet101", "dropcov"): (51.0, 9.90),
+    ("mobilenet_v2_100", "gap"): (3.505, 0.301),
+    ("shufflenet_v2_x0_5", "gap"): (1.367, 0.04),
+    ("shufflenet_v2_x1_0", "gap"): (2.279, 0.145),
+    ("shufflenet_v2_x1_5", "gap"): (3.504, 0.296),
+    ("shufflenet_v2_x2_0", "gap"): (7.394, 0.583),
     ("deit_small_patch16_224", "gap"): (22.1, 4.6),
     ("deit_base_patch16_224", "gap"): (86.6, 17.6),
     ("swin_tiny_patch4_window7_224", "gap"): (28.3, 4.5),
