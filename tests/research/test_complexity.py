@@ -102,7 +102,7 @@ def counted(counts: dict, name: str, pooling: str, reduction_dim: int = 128) -> 
 def published() -> list:
     """All rows with --all; transformers take ten seconds each, and one ShuffleNet stands for all."""
     slow = {"marks": pytest.mark.only_with_all}
-    left_out = ("deit", "swin", "t2t", "shufflenet_v2_x0", "shufflenet_v2_x1_5", "shufflenet_v2_x2")
+    left_out = ("deit", "swin", "t2t", "shufflenet_v2_x1_5", "shufflenet_v2_x2")
     return [pytest.param(*key, **(slow if key[0].startswith(left_out) else {})) for key in PUBLISHED]
 
 

@@ -38,7 +38,6 @@ PUBLISHED: dict[tuple[str, str], tuple[float, float]] = {
     ("resnet50", "fast_mpn"): (32.3, 6.19),
     ("resnet101", "dropcov"): (51.0, 9.90),
     ("mobilenet_v2_100", "gap"): (3.505, 0.301),
-    ("shufflenet_v2_x0_5", "gap"): (1.367, 0.04),
     ("shufflenet_v2_x1_0", "gap"): (2.279, 0.145),
     ("shufflenet_v2_x1_5", "gap"): (3.504, 0.296),
     ("shufflenet_v2_x2_0", "gap"): (7.394, 0.583),
