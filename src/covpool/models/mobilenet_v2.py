@@ -121,7 +121,7 @@ class MobileNetV2(ImageClassifier):
     def keep_features(self, out_indices: Sequence[int] | None = None) -> None:
         """As in the base; the blocks after the last of these stages are removed."""
         super().keep_features(out_indices)
-        del self.features[_ENDS[self.out_indices[-1]] + 1 :]
+        del self.features[_ENDS[self.stages.index(self.feature_info[-1].name)] + 1 :]
 
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
         """Images (N, in_channels, H, W) to (N, 1280 or more, H', W')."""

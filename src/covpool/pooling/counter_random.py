@@ -66,7 +66,7 @@ class Dropout(CounterUniform):
         super().__init__(seed)
         self.rate = check_float("rate", rate, 0.0, 1.0, high_open=True)
 
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
+    def construct(self, x: ms.Tensor) -> ms.Tensor:  # type: ignore[override]
         if not self.training or self.rate == 0.0:
             return x
         keep = (self.draw(x.shape[0], x.shape[1]) >= self.rate).astype(ms.float32)
