@@ -55,7 +55,7 @@ class Passes:
 
     def run(self, way: str, interval: int) -> float:
         """Seconds per step."""
-        from covpool.checkpoints.state import Position
+        from covpool.checkpoints.state import Progress
         from covpool.training.progress import EpochProgress, Plan
         from covpool.training.run_folder import RunFolder
 
@@ -65,7 +65,7 @@ class Passes:
                 rates = np.full(self.steps, 1e-3)
                 folder = RunFolder(self.folder)
                 plan = Plan(1, self.steps, rates, 1, interval)
-                callbacks.append(EpochProgress(plan, Position(), folder, way == "bar"))
+                callbacks.append(EpochProgress(plan, Progress(), folder, way == "bar"))
             start = time.perf_counter()
             self.model.train(1, self.data, callbacks=callbacks, dataset_sink_mode=False)
             seconds = time.perf_counter() - start

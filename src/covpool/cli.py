@@ -37,7 +37,8 @@ def _dispatch(words: Sequence[str]) -> int:
         raise UserError(f"unknown command {name!r} (closest: {near}; covpool --help lists them)", 2)
     module, function = _COMMANDS[name][0].split(":")
     command = getattr(importlib.import_module(f"covpool.commands.{module}"), function)
-    return command([word for word in rest if word != "--debug=True"] if module != "networks" else rest)
+    is_key = name in ("train", "eval", "export")  # which take all keys of the configuration
+    return command(rest if is_key else [word for word in rest if word != "--debug=True"])
 
 
 # `module:function` in covpool.commands, imported when it is asked for, and what it does.
@@ -45,8 +46,8 @@ _COMMANDS = {
     "train": ("networks:train", "Train a network, alone or on every rank of mpirun or msrun."),
     "eval": ("networks:evaluate", "Evaluate a checkpoint on val/ or on a robustness set."),
     "export": ("networks:export", "Export a checkpoint for deployment and check the file."),
-    "predict": ("deployment:predict_images", "Predict image files from an exported file."),
-    "convert": ("deployment:convert", "Convert a checkpoint from or to PyTorch, safetensors or Paddle."),
+    "predict": ("networks:predict_images", "Predict image files from an exported file."),
+    "convert": ("networks:convert", "Convert a checkpoint from or to PyTorch, safetensors or Paddle."),
     "check-data": ("data_sets:check_data", "List every problem of a data set."),
     "check-device": ("figures:check_devices", "Tell which devices MindSpore can use here, and why not."),
     "pack": ("data_sets:pack_folder", "Pack an image folder into MindRecord files."),

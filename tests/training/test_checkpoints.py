@@ -15,7 +15,7 @@ from mindspore import nn
 
 from covpool.checkpoints.conversion import start_from
 from covpool.checkpoints.format import load_network, load_optimizer, read_checkpoint, save_checkpoint
-from covpool.checkpoints.state import NonFiniteState, Position, TrainingState
+from covpool.checkpoints.state import NonFiniteState, Progress, TrainingState
 from covpool.checkpoints.store import CheckpointStore
 from covpool.errors import UserError
 from covpool.models import create_model
@@ -243,10 +243,10 @@ def test_rates_go_on_from_the_same_epoch(steps: int, tmp_path: Path) -> None:
     net = network()
     opt = optimizer(net)
     opt.global_step.set_data(ms.Tensor([29], ms.int32))
-    TrainingState(net, opt, CheckpointStore(tmp_path, 3), World(), 10, {}).save(Position(3))
+    TrainingState(net, opt, CheckpointStore(tmp_path, 3), World(), 10, {}).save(Progress(3))
     state = TrainingState(net, optimizer(net), CheckpointStore(tmp_path, 3), World(), steps, {})
     checkpoint = state.find("auto")
-    assert checkpoint is not None and state.restore(checkpoint, {}) == Position(3)
+    assert checkpoint is not None and state.restore(checkpoint, {}) == Progress(3)
     assert state.optimizer.global_step.asnumpy().tolist() == [29 if steps == 10 else 3 * steps]
 
 
@@ -274,5 +274,5 @@ def test_what_is_not_finite_is_never_saved(where: str, bad: float, tmp_path: Pat
         parameter.set_data(ms.Tensor(values))
     name = {"weight": "1 of them, first weight", "moment": "1 of them, first moments.weight"}.get(where, where)
     with pytest.raises(NonFiniteState, match=rf"^parameters are NaN or infinite after step 20 \(.*{name}\)"):
-        state.save(Position(2), 0.5, best=True)
+        state.save(Progress(2), 0.5, best=True)
     assert not list(tmp_path.iterdir())

@@ -9,14 +9,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from covpool.checkpoints.state import Position
+from covpool.checkpoints.state import Progress
 from covpool.training.progress import EpochProgress, NonFiniteLoss, Plan
 from covpool.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_loss_that_is_no_number_is_named_by_its_step(bad: float) -> None:
-    progress = EpochProgress(Plan(5, 10, np.full(50, 0.1), 4, 3), Position(2))
+    progress = EpochProgress(Plan(5, 10, np.full(50, 0.1), 4, 3), Progress(2))
     losses = [1.0, 2.0, 3.0, 4.0, bad, bad]
 
     def step(number: int) -> None:
@@ -36,7 +36,7 @@ def test_speed_where_one_call_stands_for_an_epoch(monkeypatch: pytest.MonkeyPatc
     """With a data sink the first call comes after all steps, and no time is left to measure after it."""
     now = [100.0]
     monkeypatch.setattr("covpool.training.progress.time.monotonic", lambda: now[0])
-    progress = EpochProgress(Plan(1, 50, np.full(50, 0.1), 4, 100), Position())
+    progress = EpochProgress(Plan(1, 50, np.full(50, 0.1), 4, 100), Progress())
     now[0] += 10.0
     arguments = SimpleNamespace(net_outputs=ms.Tensor(1.0, ms.float32), cur_step_num=50)
     progress.on_train_step_end(SimpleNamespace(original_args=lambda: arguments))
@@ -49,12 +49,12 @@ def test_a_bar_shows_loss_rate_speed_and_time_left_every_second(
     now = [100.0]
     monkeypatch.setattr("covpool.training.progress.time.monotonic", lambda: now[0])
     plan, folder = Plan(2, 50, np.full(100, 0.1), 4, 100), RunFolder(tmp_path)
-    progress = EpochProgress(plan, Position(), folder, bar=True)
+    progress = EpochProgress(plan, Progress(), folder, bar=True)
     for number in range(1, 8):
         now[0] += 0.5
         arguments = SimpleNamespace(net_outputs=ms.Tensor(number, ms.float32), cur_step_num=number)
         progress.on_train_step_end(SimpleNamespace(original_args=lambda arguments=arguments: arguments))
-    assert progress._loss_count == 6 and progress.position.loss_sum == 28  # looked at every second, not every step
+    assert progress._loss_count == 6 and progress.so_far.loss_sum == 28  # looked at every second, not every step
     bar = progress._bar
     assert bar is not None and str(bar).startswith("epoch 1/2:  14%|") and "| 7/50, loss 6.0000" in str(bar)
     assert str(bar).endswith("loss 6.0000, rate 0.1, 8 images/s, 0:47 left")  # 94 steps of half a second

@@ -32,7 +32,7 @@ class NonFiniteState(UserError):
 
 
 @dataclass(frozen=True)
-class Position:
+class Progress:
     """How far a training is."""
 
     epoch: int = 0  # whole epochs that are done
@@ -52,20 +52,20 @@ class TrainingState:
     steps: int  # of an epoch
     about: Mapping[str, Any]  # what every checkpoint says of the network and its data
 
-    def save(self, position: Position, metric: float | None = None, regular: bool = True, best: bool = False) -> None:
+    def save(self, progress: Progress, metric: float | None = None, regular: bool = True, best: bool = False) -> None:
         """Save checkpoints; every rank calls it and waits until they are written.
 
         Within an epoch the ranks' running statistics and losses differ: all of them are saved. ``metric`` is the top-1
-        accuracy at this position, if it was evaluated; with ``regular`` it is saved among the newest checkpoints, with
+        accuracy there, if it was evaluated; with ``regular`` it is saved among the newest checkpoints, with
         ``best`` as the best one, if the metric is higher than any before. NonFiniteState: see ``check_finite``.
         """
-        epoch, step = position.epoch, position.epoch * self.steps + position.step
+        epoch, step = progress.epoch, progress.epoch * self.steps + progress.step
         self.check_finite(step)
         ranks, about = None, dict(self.about)
-        if position.step:
+        if progress.step:
             statistics = running_statistics(self.network)
             ranks = self.world.gather(statistics).astype(statistics.dtype)
-            losses = self.world.gather(np.array([position.loss_sum, position.loss_count]))
+            losses = self.world.gather(np.array([progress.loss_sum, progress.loss_count]))
             about.update(steps_per_epoch=self.steps, losses=losses.tolist())
         if self.world.is_main:
             if regular:
@@ -93,7 +93,7 @@ class TrainingState:
         """The checkpoint at ``path``; for 'auto' the newest whole one in the store, None if there is none."""
         return self.store.newest_valid() if path == "auto" else read_checkpoint(Path(path))
 
-    def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Position:
+    def restore(self, checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> Progress:
         """Set network and optimiser to what a checkpoint holds; where to go on.
 
         After whole epochs an epoch may have become longer or shorter: rates go on from the same epoch. UserError: it
@@ -103,25 +103,25 @@ class TrainingState:
             raise UserError(f"{checkpoint.path} does not fit the classes of the data: {difference}")
         load_network(self.network, checkpoint, architecture)
         load_optimizer(self.optimizer, self.network, checkpoint)
-        position = self._position(checkpoint)
-        within = f" and {position.step} steps" if position.step else ""
-        logger.info("resumed from %s after epoch %d%s", checkpoint.path, position.epoch, within)
-        before, now = counts(checkpoint)[1], position.epoch * self.steps + position.step
+        progress = self._progress(checkpoint)
+        within = f" and {progress.step} steps" if progress.step else ""
+        logger.info("resumed from %s after epoch %d%s", checkpoint.path, progress.epoch, within)
+        before, now = counts(checkpoint)[1], progress.epoch * self.steps + progress.step
         if before != now:
             # Rates are found by this count. Left alone where epochs are as long: steps that overflowed do not count.
             self.optimizer.global_step.set_data(ms.Tensor([now], ms.int32))
             logger.info(
                 "an epoch has %d steps here and had %g before: rates go on from epoch %d",
                 self.steps,
-                before / max(1, position.epoch),
-                position.epoch,
+                before / max(1, progress.epoch),
+                progress.epoch,
             )
-        return position
+        return progress
 
-    def _position(self, checkpoint: Checkpoint) -> Position:
+    def _progress(self, checkpoint: Checkpoint) -> Progress:
         about = checkpoint.about
         if "steps_per_epoch" not in about:
-            return Position(counts(checkpoint)[0])
+            return Progress(counts(checkpoint)[0])
         if about["steps_per_epoch"] != self.steps:
             raise UserError(
                 f"{checkpoint.path} was saved within an epoch of {about['steps_per_epoch']} steps; here an epoch has "
@@ -136,7 +136,7 @@ class TrainingState:
         set_running_statistics(self.network, mine)
         loss_sum, loss_count = losses[self.world.rank] if same else losses.sum(0) / self.world.size
         epoch, step = divmod(counts(checkpoint)[1], self.steps)
-        return Position(epoch, step, float(loss_sum), int(loss_count))
+        return Progress(epoch, step, float(loss_sum), int(loss_count))
 
 
 def place(checkpoint: Checkpoint) -> tuple[int, int]:

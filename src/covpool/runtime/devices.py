@@ -38,13 +38,10 @@ _TRIAL_LIMIT_S = {"CPU": 120, "GPU": 900, "Ascend": 600}
 _TRIAL = """
 import sys
 from covpool.errors import UserError
-from covpool.runtime.cuda import activate_gpu
 from covpool.runtime.environment import prepare_environment
 device = sys.argv[1]
 try:
-    prepare_environment()
-    if device == "GPU":
-        activate_gpu()
+    prepare_environment(device)
     import numpy as np
     import mindspore as ms
     ms.set_device(device, 0)

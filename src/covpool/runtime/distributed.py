@@ -181,7 +181,7 @@ def _join(under_mpi: bool) -> World:
     rank, size = comm.get_rank(), comm.get_group_size()
     mode = ms.ParallelMode.DATA_PARALLEL
     ms.set_auto_parallel_context(parallel_mode=mode, gradients_mean=True, device_num=size, global_rank=rank)
-    collectives = _mpi_collectives(size) if under_mpi else _device_collectives(rank, size)
+    collectives = _mpi_collectives() if under_mpi else _device_collectives(rank, size)
     return World(rank, size, *_local(rank, size), *collectives)
 
 
@@ -198,7 +198,7 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _mpi_collectives(size: int) -> tuple[Collective, Collective]:
+def _mpi_collectives() -> tuple[Collective, Collective]:
     """Sum and gather on the host: exact to float64 whatever the device's collectives can do."""
     import numpy as np
     from mpi4py import MPI
@@ -208,12 +208,7 @@ def _mpi_collectives(size: int) -> tuple[Collective, Collective]:
         MPI.COMM_WORLD.Allreduce(np.ascontiguousarray(values), result)
         return result
 
-    def gather(row: np.ndarray) -> np.ndarray:
-        rows = np.empty((size, row.size), row.dtype)
-        MPI.COMM_WORLD.Allgather(np.ascontiguousarray(row), rows)
-        return rows
-
-    return sum_ranks, gather
+    return sum_ranks, lambda row: np.stack(MPI.COMM_WORLD.allgather(row))
 
 
 def _device_collectives(rank: int, size: int) -> tuple[Collective, Collective]:
@@ -246,10 +241,7 @@ def _device_collectives(rank: int, size: int) -> tuple[Collective, Collective]:
     def sum_ranks(values: np.ndarray) -> np.ndarray:
         return parts_of_ranks(values).sum((0, 1)).reshape(values.shape)
 
-    def gather(row: np.ndarray) -> np.ndarray:
-        return parts_of_ranks(row).sum(1)
-
-    return sum_ranks, gather
+    return sum_ranks, lambda row: parts_of_ranks(row).sum(1)
 
 
 @contextmanager

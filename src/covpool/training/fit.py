@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from covpool.build import build_dataset
-from covpool.checkpoints.state import Position
+from covpool.checkpoints.state import Progress
 from covpool.config import Config
 from covpool.data import pipeline_errors
 from covpool.errors import UserError
@@ -69,7 +69,7 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
         with stop.deferring():
             for epoch in range(run.start.epoch, config.epoch_size):
                 progress = _train(run, epoch, stop)
-                sums = np.array([progress.position.loss_sum, progress.position.loss_count], np.float64)
+                sums = np.array([progress.so_far.loss_sum, progress.so_far.loss_count], np.float64)
                 loss = float(np.divide(*world.sum(sums)))  # the mean over all steps and ranks
                 evaluation, eval_s = _evaluate_if_due(run, epoch)
                 signal, last = progress.signal or agreed_signal(stop, world), epoch + 1 == config.epoch_size
@@ -95,10 +95,10 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
         signal = agreed_signal(stop, world) if asked else 0
         due = bool(config.save_checkpoint_steps) and done % config.save_checkpoint_steps == 0
         if (signal or due) and done < steps:  # the end of an epoch is saved after its evaluation
-            run.state.save(progress.position)
+            run.state.save(progress.so_far)
         return signal
 
-    begin = run.start if epoch == run.start.epoch else Position(epoch)
+    begin = run.start if epoch == run.start.epoch else Progress(epoch)
     folder = run.folder if world.is_main else None
     progress = EpochProgress(run.plan, begin, folder, shows_bar(config.progress), between_steps)
     with closing(progress), pipeline_errors():
@@ -139,7 +139,7 @@ def _save(run: Training, epoch: int, evaluation: Evaluation | None, now: bool) -
     """Save the end of an epoch where that is due, or now, and as the best one if it is."""
     config, metric = run.config, evaluation.top_1 if evaluation else None
     regular = config.save_checkpoint and (now or (epoch + 1) % config.save_checkpoint_epochs == 0)
-    run.state.save(Position(epoch + 1), metric, regular, best=config.save_best_ckpt)
+    run.state.save(Progress(epoch + 1), metric, regular, best=config.save_best_ckpt)
 
 
 def _report(

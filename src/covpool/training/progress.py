@@ -11,7 +11,7 @@ from typing import Any, Callable
 import numpy as np
 from mindspore.train import Callback
 
-from covpool.checkpoints.state import Position
+from covpool.checkpoints.state import Progress
 from covpool.errors import UserError
 from covpool.runtime.command import clock, progress_bar
 from covpool.training.run_folder import RunFolder
@@ -52,7 +52,7 @@ class EpochProgress(Callback):
     def __init__(
         self,
         plan: Plan,
-        start: Position,
+        start: Progress,
         folder: RunFolder | None = None,
         bar: bool = False,
         between: Callable[[EpochProgress], int] = lambda progress: 0,
@@ -73,10 +73,10 @@ class EpochProgress(Callback):
         self._bar = progress_bar(None, plan.steps, title, shown=shown, initial=start.step, bar_format=_BAR)
 
     @property
-    def position(self) -> Position:
+    def so_far(self) -> Progress:
         """Where the training is, all losses so far added up; waits for them."""
         self._fetch()
-        return Position(self.start.epoch, self.done, self._loss_sum, self._loss_count)
+        return Progress(self.start.epoch, self.done, self._loss_sum, self._loss_count)
 
     @property
     def speed(self) -> float | None:

@@ -14,7 +14,7 @@ from mindspore.train import Model
 from covpool.build import architecture, build_model, build_source, description, resolve_class_num, with_transform
 from covpool.checkpoints.conversion import read_weights, start_from
 from covpool.checkpoints.format import Checkpoint
-from covpool.checkpoints.state import Position, TrainingState, place
+from covpool.checkpoints.state import Progress, TrainingState, place
 from covpool.checkpoints.store import CheckpointStore
 from covpool.config import Config
 from covpool.data import Source, steps_per_epoch
@@ -40,7 +40,7 @@ class Training:
     plan: Plan
     state: TrainingState  # network, optimiser and their checkpoints
     model: Model  # forward, backward and update
-    start: Position  # where the training begins
+    start: Progress  # where the training begins
     resumed: Checkpoint | None  # what it goes on from
     bad_images: dict[str, str]  # for each split what is to be remembered of its bad images
 
@@ -70,7 +70,7 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
     store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max, empty=not config.resume_ckpt)
     state = TrainingState(network, optimizer, store, world, steps, description(config, train))
     resumed = state.find(config.resume_ckpt) if config.resume_ckpt else None
-    start = Position()
+    start = Progress()
     if resumed is not None:
         start = state.restore(resumed, architecture(config))
         config = with_transform(config, resumed, world)
