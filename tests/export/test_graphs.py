@@ -199,8 +199,8 @@ class DeepPool(Function):
     ("network", "message"),
     [
         (
-            lambda: Function(ops.erf),
-            "ONNX has no counterpart for Erf in this network; export it with --file_format=MINDIR",
+            lambda: Function(ops.atan),
+            "ONNX has no counterpart for Atan in this network; export it with --file_format=MINDIR",
         ),
         (
             lambda: Function(branches),
