@@ -46,11 +46,13 @@ class Finding:
     path: str = ""  # file or folder below the root of the data set, on one line; empty for the data set itself
 
 
-def inspect_image(path: Path, wants_digest: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[list[Finding], bytes]:
-    """Read and decode a file that training would read; what there is to say, and the digest of its content if wanted.
+def _inspect(path: Path, wants_digest: bool, max_pixels: int) -> tuple[list[Finding], bytes]:
+    """What there is to say about a file, and the digest of its content if wanted.
 
     An image of more than ``max_pixels`` is a problem, one of more than half a note.
     """
+    if path.suffix.lower() not in EXTENSIONS:
+        return [_inspect_other(path)], b""
     try:
         data = read_bytes(path)
     except OSError as error:
@@ -67,7 +69,7 @@ def inspect_image(path: Path, wants_digest: bool = False, max_pixels: int = MAX_
     return notes, digest
 
 
-def inspect_other(path: Path) -> Finding:
+def _inspect_other(path: Path) -> Finding:
     """Look at a file whose ending training passes over: images are a problem, other files a note."""
     try:
         with open_regular(path) as file:
@@ -87,10 +89,7 @@ def inspect_files(
     wants_digest: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[list[Finding], bytes]]:
-    """Inspect files in their order, in processes where there are many; UserError if one is killed.
-
-    Files without a readable ending go to ``inspect_other``, the others to ``inspect_image``.
-    """
+    """Inspect files in their order, in processes where there are many; UserError if one is killed."""
     inspect = partial(_inspect, wants_digest=wants_digest, max_pixels=max_pixels)
     workers = workers or available_cores()
     if workers == 1 or len(paths) < _FEW:
@@ -103,12 +102,6 @@ def inspect_files(
             yield from pool.map(inspect, paths, chunksize=chunk)
     except BrokenProcessPool as error:
         raise UserError("a process that read images was killed; is the memory full? (try fewer --workers)") from error
-
-
-def _inspect(path: Path, wants_digest: bool, max_pixels: int) -> tuple[list[Finding], bytes]:
-    if path.suffix.lower() in EXTENSIONS:
-        return inspect_image(path, wants_digest, max_pixels)
-    return [inspect_other(path)], b""
 
 
 def _notes(image: ImageFile, ending: str, max_pixels: int) -> Iterator[Finding]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from covpool.plots import COLOURS, legend_below, name_axes, new_figure, plot_band, save
-from covpool.research import tables
 from covpool.research.study.runner import State
 from covpool.research.study.spec import Group, Run, Study
-from covpool.research.tables import spread, spread_text
+from covpool.research.tables import spread, spread_text, table
 from covpool.runtime.files import write_json, write_text
 
 
@@ -59,8 +58,8 @@ def _typical(epochs: Sequence[Mapping[str, Any]], figure: str) -> float:
     return statistics.median(found) if found else math.nan
 
 
-def table(study: Study, groups: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the table."""
+def markdown(study: Study, groups: Sequence[Mapping[str, Any]]) -> str:
+    """The table, mean ± standard deviation."""
     heads = ["group", "n", "top-1 (%)", "best top-1 (%)", "training loss"]
     heads += [f"epochs to {100 * accuracy:g} %" for accuracy in study.accuracies]
     heads += ["CPU s per epoch", "images/s"]
@@ -74,13 +73,7 @@ def table(study: Study, groups: Sequence[Mapping[str, Any]]) -> tuple[list[str],
             some = f" ({reached['n']} of {group['n']})" if 0 < reached["n"] < group["n"] else ""
             cells.append(spread_text(reached, 1, 1) + some)
         rows.append([*cells, spread_text(group["train_cpu_s"], 1, 1), spread_text(group["images_per_s"], 1, 0)])
-    return heads, rows
-
-
-def markdown(study: Study, groups: Sequence[Mapping[str, Any]]) -> str:
-    """The table, mean ± standard deviation."""
-    heads, rows = table(study, groups)
-    return "\n".join(tables.table(heads, rows)) + "\n"
+    return "\n".join(table(heads, rows)) + "\n"
 
 
 def write_summary(study: Study, states: Mapping[Run, State], output: Path) -> list[dict[str, Any]]:
