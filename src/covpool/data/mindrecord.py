@@ -23,7 +23,6 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -172,20 +171,17 @@ def _read_header(path: Path, split: str) -> _Header:
         raise UserError(f"damaged MindRecord file {path}: it names shards that are none of {split}")
     if not all(type(size) is int and 0 < size <= PAGE_SIZES[1] for size in sizes):
         raise UserError(f"damaged MindRecord file {path}: sizes of {sizes[0]!r} and {sizes[1]!r} bytes")
-    return _Header(tuple(names), sizes[0], sizes[1], *_description(schema, path))
-
-
-def _description(schema: dict[str, Any], path: Path) -> tuple[tuple[str, ...], int]:
     try:
         about = json.loads(schema["desc"])
-        names, count = about["class_names"], about["num_samples"]
+        classes, count = about["class_names"], about["num_samples"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: no class names in the description of its schema (covpool pack)") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+    is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not is_list or len(set(classes)) < len(classes):
         raise UserError(f"damaged MindRecord file {path}: its class names are no list of different names")
     if type(count) is not int or count < 1:
         raise UserError(f"damaged MindRecord file {path}: it says that {count!r} images were packed")
-    return tuple(names), count
+    return _Header(tuple(names), *sizes, tuple(classes), count)
 
 
 def _read_index(shard: Path, number: int, split: str) -> tuple[np.ndarray, ...]:
