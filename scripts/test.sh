@@ -8,4 +8,4 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"  # more than this has cores for: some of the time is waiting for ranks
+python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder "$@"  # more than this has cores for: some of the time is waiting for ranks

@@ -8,7 +8,10 @@ let them use TF32, whose ten bits are far from the tolerances of these tests.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,9 @@ from covpool.errors import UserError
 from covpool.runtime.environment import prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-LONG = ("system", "benchmarks", "models", "pooling", "research", "training")  # folders, the slowest first
+LONG = ("models", "pooling", "training", "research", "export")  # folders of which the slowest files come first
+# Files whose tests share nothing that is dear to make: their tests may go to different workers.
+SPLIT = ("test_lost_ranks", "test_ranks", "test_checkpoint_faults", "test_damaged_images", "test_sweep", "test_stops")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,8 +32,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only ``--all`` asks for; files of long tests come first, so that no worker is left with one."""
-    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if f"tests/{name}" in item.path.as_posix()), 9))
+    """Leave out what only ``--all`` asks for; spread the rest over the workers of ``pytest -n 3 --dist loadgroup``.
+
+    A file stays with one worker. Long files come first, so that no worker is left with one, and those of tests/system,
+    which wait for other processes half of their time, take turns with those that compute.
+    """
+    files = list(dict.fromkeys(item.path for item in items))
+    system = [path for path in files if path.parent.name == "system"]
+    others = sorted(
+        (path for path in files if path not in system),
+        key=lambda path: LONG.index(path.parent.name) if path.parent.name in LONG else len(LONG),
+    )
+    turns = {path: (turn, kind) for kind, paths in enumerate((system, others)) for turn, path in enumerate(paths)}
+    items.sort(key=lambda item: turns[item.path])
+    for item in items:
+        if item.path.stem not in SPLIT:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.stem}"))
     if not config.getoption("--all"):
         left_out = [item for item in items if item.get_closest_marker("only_with_all")]
         if left_out:
@@ -48,6 +67,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
         set_context("GRAPH", device)
         exact_convolutions()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_graphs() -> Iterator[None]:
+    """Give back what MindSpore keeps of compiled graphs: 10 to 20 MB for each training of a small network."""
+    yield
+    mindspore = sys.modules.get("mindspore")
+    if mindspore is not None:
+        gc.collect()
+        for _ in range(1000):  # MindSpore goes through a table of graphs, and cells that die of it leave the table
+            try:
+                mindspore.ms_memory_recycle()
+                break
+            except RuntimeError as error:
+                if "changed size during iteration" not in str(error):
+                    raise
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The performance benchmarks, each run very small; figures are not looked at, what they are made of is."""
+"""The performance benchmarks, each run very small with --all; figures are not looked at, what they are made of is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_help(name: str) -> None:
     assert done.returncode == 0 and "--output" in done.stdout and f"benchmarks.{name}" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.only_with_all
 def test_network(tmp_path: Path) -> None:
     report = run(tmp_path, "network", "--small", "--networks", "resnet18", "--poolings", "fast_mpn")
     (found,) = report["results"]
@@ -46,7 +46,7 @@ def test_network(tmp_path: Path) -> None:
     assert all(size > 100 << 20 for size in found["memory"].values())
 
 
-@pytest.mark.slow
+@pytest.mark.only_with_all
 def test_device(tmp_path: Path) -> None:
     """The table of docs/measurements/performance.md, made on a CPU."""
     sizes = ("--batch_size", "4", "--image_size", "32", "--rounds", "1", "--steps", "1", "--levels", "O0")
@@ -59,6 +59,7 @@ def test_device(tmp_path: Path) -> None:
             assert all(row[runtime][phase]["median"] > 0 for phase in ("train", "evaluate"))
 
 
+@pytest.mark.only_with_all
 def test_data(tmp_path: Path) -> None:
     sizes = ("--height", "48", "--width", "64", "--image_size", "32", "--batch_size", "4")
     report = run(tmp_path, "data", "--images", "8", "--repeat", "2", "--rounds", "2", "--workers", "2", *sizes)
@@ -89,6 +90,7 @@ def test_textures_look_like_photos() -> None:
     assert neighbours > 0.75
 
 
+@pytest.mark.only_with_all
 def test_start_to_the_first_step(tmp_path: Path) -> None:
     data.write_images(tmp_path / "data", 4, 48, 64)
     (tmp_path / "work").mkdir()
@@ -103,13 +105,14 @@ def test_start_to_the_first_step(tmp_path: Path) -> None:
         starts.train({})
 
 
+@pytest.mark.only_with_all
 def test_what_the_compile_cache_does(tmp_path: Path) -> None:
     """Should this fail with [2, 3], MindSpore has become careful, and the documents are to be changed."""
     assert startup.stale(tmp_path) == [2.0, 2.0]
 
 
+@pytest.mark.only_with_all
 @pytest.mark.world_size
-@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     report = run(tmp_path, "scaling", "--batches", "4", "--image_size", "32", "--rounds", "1", "--pooling", "gap")
     (found,) = report["results"]
@@ -158,6 +161,7 @@ def test_where_the_classifier_dominates() -> None:
     assert result["classes where the classifier has half of the memory"] == pytest.approx(10000)
 
 
+@pytest.mark.only_with_all
 def test_growth_measures_a_point(tmp_path: Path) -> None:
     options = ("--axes", "batch", "--points", "1", "--image_size", "32", "--steps", "1", "--pooling", "gap")
     command = [sys.executable, "-m", "benchmarks.growth", *options, "--output", str(tmp_path)]
@@ -167,6 +171,7 @@ def test_growth_measures_a_point(tmp_path: Path) -> None:
     assert point["batch"] == 1 and point["peak bytes"] > 11_689_512 * 8, "weights and their velocity at least"
 
 
+@pytest.mark.only_with_all
 def test_progress(tmp_path: Path) -> None:
     report = run(tmp_path, "progress", "--intervals", "5", "--steps", "20", "--rounds", "1")
     (found,) = report["results"]

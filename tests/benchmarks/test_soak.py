@@ -15,7 +15,7 @@ from benchmarks.soak_training import KINDS, Soak, Start, digest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.only_with_all
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--seed=0", f"--output={tmp_path / 'soak'}"]
     done = subprocess.run(

@@ -1,7 +1,8 @@
-"""Every network with every pooling: one training step in both modes, export, the exported file against the network."""
+"""Networks with poolings: one training step in both modes, export, the exported file against the network."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,7 @@ from covpool.export import export_network, open_exported
 from covpool.models import create_model, list_models
 from covpool.pooling import list_poolings
 
-# Each of these takes half a minute. One stands for all, the others are run with --all.
-DEEP = ("resnet101", "resnet152")
-FIRST = ("gap", "gcp", "dropcov", "fast_mpn")
+DEEP = ("resnet101", "resnet152")  # each of these takes half a minute
 # Networks by the beginning of their names, and what makes them small. Widths and depths of the others are arguments.
 SMALL: dict[str, dict[str, Any]] = {
     "resnet": {"base_width": 4},
@@ -25,12 +24,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "deit_tiny_patch16": {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
     "swin_tiny": {"image_size": 32, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 2},
 }
-ONE = {
-    "resnet152": "dropcov",
-    "mobilenet_v2_100": "fast_mpn",
-    "shufflenet_v2_x0_5": "dropcov",
-    "deit_tiny_patch16_224": "dropcov",
-    "swin_tiny_patch4_window7_224": None,
+# What always runs; the other pairs with --all. tests/pooling has every pooling in both modes, tests/export every
+# pooling as a file, test_reference_logits.py networks of full size.
+ALWAYS = {
+    *(("resnet10", pooling) for pooling in ("gap", "gcp", "dropcov", "fast_mpn")),
+    *(("resnet18", "fast_mpn"), ("resnet50", "dropcov"), ("mobilenet_v2_100", "fast_mpn")),
+    *(("shufflenet_v2_x0_5", "dropcov"), ("deit_tiny_patch16_224", "dropcov")),
 }
 # What a covariance or a normalisation after it takes away again, so that its gradient is rounding: a shift before a
 # linear layer, a scale before ReLU and a depthwise convolution.
@@ -45,18 +44,10 @@ def small(name: str) -> dict[str, Any] | None:
 
 
 def pairs() -> list[Any]:
-    """Every pooling with ResNet-10, the first four with ResNet-18, 34, 50, one with the others; all with --all."""
-
-    def always(name: str, pooling: str) -> bool:
-        if name in ONE or name in DEEP:
-            return ONE.get(name) == pooling
-        return name == "resnet10" or pooling in FIRST
-
+    marks = pytest.mark.only_with_all
     return [
-        (name, pooling) if always(name, pooling) else pytest.param(name, pooling, marks=pytest.mark.only_with_all)
-        for name in list_models()
-        if small(name) is not None
-        for pooling in list_poolings()
+        pair if pair in ALWAYS else pytest.param(*pair, marks=marks)
+        for pair in product([name for name in list_models() if small(name) is not None], list_poolings())
     ]
 
 
@@ -77,6 +68,16 @@ def one_step(network: nn.Cell, images: np.ndarray) -> tuple[float, dict[str, np.
     step.set_train()
     loss = step(ms.Tensor(images), ms.Tensor(np.arange(len(images)) % 3, ms.int32))
     return float(loss.asnumpy()), {p.name: p.asnumpy() - before[p.name] for p in network.trainable_params()}
+
+
+@pytest.mark.parametrize("pooling", sorted(set(list_poolings()) - {pooling for _, pooling in ALWAYS}))
+def test_a_step_moves_every_weight(pooling: str) -> None:
+    """The poolings that the other test leaves to --all, in the mode that compiles nothing."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    loss, changes = one_step(build("resnet10", pooling), images)
+    assert np.isfinite(loss)
+    assert [key for key, change in changes.items() if not (np.isfinite(change).all() and change.any())] == []
 
 
 @pytest.mark.parametrize(("name", "pooling"), pairs())

@@ -44,10 +44,19 @@ def masks(seed: int, counter: int, n: int, d: int) -> np.ndarray:
     return cell.dropout(n, d).asnumpy()
 
 
+@pytest.mark.parametrize(("gate", "rescale"), [("softmax", True), ("sigmoid", False)])
+def test_training_value_in_graph_mode(gate: str, rescale: bool, graph_mode: None) -> None:
+    check_training_value(gate, rescale, 2.5)
+
+
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("decay", [2.5, 1.5])
-def test_training_value(gate: str, rescale: bool, decay: float, mode: str) -> None:
+def test_training_value(gate: str, rescale: bool, decay: float, pynative_mode: None) -> None:
+    check_training_value(gate, rescale, decay)
+
+
+def check_training_value(gate: str, rescale: bool, decay: float) -> None:
     x = features((3, 8, 4, 4))
     cell = make(8, gate=gate, rescale=rescale, decay=decay, seed=7)
     omega = importance(x, gate)

@@ -102,7 +102,11 @@ def swept(name: str, runtime: str, size: Tuple[int, int]) -> Dict[str, np.ndarra
 
 @pytest.mark.parametrize(
     ("runtime", "size"),
-    [(runtime, FULL_RANK) for runtime in RUNTIMES] + [("GRAPH", DEFICIENT), ("PYNATIVE", DEFICIENT)],
+    [
+        *((runtime, FULL_RANK) for runtime in RUNTIMES),
+        ("PYNATIVE", DEFICIENT),
+        pytest.param("GRAPH", DEFICIENT, marks=pytest.mark.only_with_all),
+    ],
 )
 @pytest.mark.parametrize("name", list_poolings())
 def test_finite_features_give_finite_values_and_gradients(name: str, runtime: str, size: Tuple[int, int]) -> None:
@@ -159,7 +163,7 @@ def test_what_is_not_finite_is_not_hidden_in_training(name: str, runtime: str, b
 
 
 @pytest.mark.parametrize("name", list_poolings())
-def test_a_bad_image_leaves_the_others_alone_in_evaluation(name: str, graph_mode: None) -> None:
+def test_a_bad_image_leaves_the_others_alone_in_evaluation(name: str, pynative_mode: None) -> None:
     cell = create_pooling(name, CHANNELS).set_train(False)
     clean = features((5, CHANNELS, 4, 4))
     x = clean.copy()

@@ -28,9 +28,23 @@ EXPECTED = {
 }
 
 
+# A shape is compiled anew: GRAPH mode has the largest one, and with --all the others.
+COMPILED = ["d64_s14", *(pytest.param(name, marks=pytest.mark.only_with_all) for name in ("d16_s5", "d64_s7"))]
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize("fixture", COMPILED)
+def test_fixture_in_graph_mode(name: str, fixture: str, graph_mode: None) -> None:
+    check_fixture(name, fixture)
+
+
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 @pytest.mark.parametrize("fixture", ["d16_s5", "d64_s7", "d64_s14"])
-def test_fixture(name: str, fixture: str, mode: str) -> None:
+def test_fixture_in_pynative_mode(name: str, fixture: str, pynative_mode: None) -> None:
+    check_fixture(name, fixture)
+
+
+def check_fixture(name: str, fixture: str) -> None:
     data = load(fixture)
     key = name.replace("_lt", "")  # scale 1, shift 0
     if key + "_out" not in data:
@@ -46,8 +60,17 @@ def test_fixture(name: str, fixture: str, mode: str) -> None:
     assert relative_error(grad, data[key + "_grad"]) < EXPECTED[name][1]
 
 
+@pytest.mark.parametrize("fixture", COMPILED)
+def test_dropcov_fixture_in_graph_mode(fixture: str, graph_mode: None) -> None:
+    check_dropcov(fixture)
+
+
 @pytest.mark.parametrize("fixture", ["d16_s5", "d64_s7", "d64_s14"])
-def test_dropcov_fixture(fixture: str, mode: str) -> None:
+def test_dropcov_fixture_in_pynative_mode(fixture: str, pynative_mode: None) -> None:
+    check_dropcov(fixture)
+
+
+def check_dropcov(fixture: str) -> None:
     data = load(fixture)
     x = ms.Tensor(data["x"])
     cell = create_pooling("dropcov", x.shape[1], max_rate=0.99)

@@ -65,14 +65,19 @@ def test_every_pooling_has_a_reference() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", sorted(REFERENCES))
-def test_value_and_gradient(name: str, shape: tuple, graph_mode: None) -> None:
+def test_value_and_gradient(name: str, shape: tuple, pynative_mode: None) -> None:
+    """test_fixtures.py and test_extreme_values.py compile every pooling; a shape more costs another compilation."""
     check_value_and_gradient(name, shape)
 
 
-@pytest.mark.parametrize("shape", LARGE_SHAPES.values(), ids=LARGE_SHAPES)
 @pytest.mark.parametrize("name", sorted(REFERENCES))
-def test_value_and_gradient_of_many_channels(name: str, shape: tuple, graph_mode: None) -> None:
-    check_value_and_gradient(name, shape)
+def test_value_and_gradient_of_many_channels(name: str, pynative_mode: None) -> None:
+    check_value_and_gradient(name, LARGE_SHAPES["full rank"])
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_value_and_gradient_of_many_channels_in_graph_mode(name: str, graph_mode: None) -> None:
+    check_value_and_gradient(name, LARGE_SHAPES["rank-deficient"])
 
 
 @pytest.mark.parametrize("name", ["bcnn_lt", "ibcnn_lt", "layernorm"])
@@ -105,17 +110,18 @@ class Scaled(nn.Cell):
 EVERY_LEVEL = ["dropcov", "fast_mpn", "gcp", "mpn"]
 
 
-@pytest.mark.parametrize("name", list_poolings())
+@pytest.mark.parametrize("name", EVERY_LEVEL)
 def test_float32_with_mixed_precision(
     name: str, graph_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_mixed_precision(name, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("name", EVERY_LEVEL)
+@pytest.mark.parametrize("name", list_poolings())
 def test_float32_with_mixed_precision_in_pynative_mode(
     name: str, pynative_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """tests/training/test_precision_graph.py looks at the compiled graph of all poolings."""
     check_mixed_precision(name, tmp_path, monkeypatch)
 
 

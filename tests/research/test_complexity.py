@@ -99,10 +99,13 @@ def counted(counts: dict, name: str, pooling: str, reduction_dim: int = 128) -> 
     return counts[key]
 
 
+DEEP = ("resnet101", "resnet152")
+
+
 def published() -> list:
-    """All rows with --all; transformers take ten seconds each, and one ShuffleNet stands for all."""
+    """All rows with --all; transformers and the deepest ResNets take ten seconds each."""
     slow = {"marks": pytest.mark.only_with_all}
-    left_out = ("deit", "swin", "t2t", "shufflenet_v2_x1_5", "shufflenet_v2_x2")
+    left_out = (*DEEP, "deit", "swin", "t2t", "shufflenet_v2_x1_5", "shufflenet_v2_x2")
     return [pytest.param(*key, **(slow if key[0].startswith(left_out) else {})) for key in PUBLISHED]
 
 
@@ -123,7 +126,7 @@ def stride_on_the_first_convolution(network: str, pooling: str) -> int:
     return sum((side * side - side * side // 4) * c_in * c_out for side, c_in, c_out in stages)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize("name", ["resnet50", *(pytest.param(name, marks=pytest.mark.only_with_all) for name in DEEP)])
 def test_the_footnote_on_the_stride_explains_the_difference(counts, name):
     count = counted(counts, name, "gap")
     explained = count.multiply_adds - stride_on_the_first_convolution(name, "gap")
@@ -131,7 +134,13 @@ def test_the_footnote_on_the_stride_explains_the_difference(counts, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "published"), [("resnet18", 3.11), ("resnet34", 5.65), ("resnet50", 6.19), ("resnet101", 9.90)]
+    ("name", "published"),
+    [
+        ("resnet18", 3.11),
+        ("resnet34", 5.65),
+        ("resnet50", 6.19),
+        pytest.param("resnet101", 9.90, marks=pytest.mark.only_with_all),
+    ],
 )
 def test_the_footnotes_on_the_width_explain_the_difference(counts, name, published):
     parts = counted(counts, name, "gcp", 256).parts

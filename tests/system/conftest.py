@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,10 +18,24 @@ from road_commands import ROOT, SMALL, Run, make_folder
 from covpool import cli
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker of this session to need it makes, and all others read."""
+    base = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder, begun = base / name, base / f"{name}-begun"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(begun, ignore_errors=True)  # by a worker that failed
+            begun.mkdir()
+            make(begun)
+            begun.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """320 training and 103 validation images."""
-    return make_folder(tmp_path_factory.mktemp("images"), 32, 103)
+    return made_once(tmp_path_factory, "images", lambda folder: make_folder(folder, 32, 103))
 
 
 @pytest.fixture(scope="session")
@@ -81,11 +97,10 @@ def _processes(key: str, value: str) -> list[str]:
 @pytest.fixture(scope="session")
 def trained(images: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two epochs in one process."""
-    work = tmp_path_factory.mktemp("trained")
-    config = ROOT / "config" / "quickstart.yaml"
-    run(
-        ["python", "train.py", f"--config_path={config}", f"--data_path={images}", "--output_path=run", *SMALL],
-        cwd=work,
-    )
-    assert [p.name for p in work.iterdir()] == ["run"], "something was written outside the run folder"
-    return work / "run"
+    config = f"--config_path={ROOT / 'config' / 'quickstart.yaml'}"
+
+    def train(work: Path) -> None:
+        run(["python", "train.py", config, f"--data_path={images}", "--output_path=run", *SMALL], cwd=work)
+        assert [p.name for p in work.iterdir()] == ["run"], "something was written outside the run folder"
+
+    return made_once(tmp_path_factory, "trained", train) / "run"

@@ -22,6 +22,7 @@ TRAIN = (
     str(ROOT / "train.py"),
     f"--config_path={ROOT / 'config' / 'quickstart.yaml'}",
     *SMALL,
+    "--pooling=gap",  # of which nothing is asked here, and less is to be compiled
     "--run_distribute=True",
     "--device_num=2",
     "--batch_size=16",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,17 +66,17 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 @ROOT_ONLY
 @pytest.mark.slow
-def test_a_full_disk_stops_the_training_which_goes_on_with_room(images: Path, run: Run, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_training_which_goes_on_with_room(images: Path, here: Run, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=2m") as disk:
         folder = disk / "run"
         options = ("--save_checkpoint_steps=1", "--keep_checkpoint_max=9", "--epoch_size=1")
-        line = error_line(run(command(images, folder, *options), cwd=tmp_path, expect=1))
+        line = error_line(here(command(images, folder, *options), cwd=tmp_path, expect=1))
         assert line.startswith(f"error: cannot write the checkpoint {folder}") and "No space left on device" in line
         assert not list(folder.rglob("*.tmp*"))
         step = assert_whole(folder / "checkpoints")
         assert 1 <= step < 5
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-        done = run(command(images, folder, *options, "--resume_ckpt=auto"), cwd=tmp_path)
+        done = here(command(images, folder, *options, "--resume_ckpt=auto"), cwd=tmp_path)
         assert f"after epoch 0 and {step} steps" in done.stdout
         assert assert_whole(folder / "checkpoints") == 10
         assert [r["step"] for r in RunFolder(folder).records("epoch")] == [10]
@@ -85,23 +84,23 @@ def test_a_full_disk_stops_the_training_which_goes_on_with_room(images: Path, ru
 
 @ROOT_ONLY
 @pytest.mark.slow
-def test_a_folder_that_becomes_read_only(images: Path, run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_becomes_read_only(trained: Path, images: Path, here: Run, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=16m") as disk:
-        folder = disk / "run"
-        run(command(images, folder, "--epoch_size=1"), cwd=tmp_path)
+        folder = Path(shutil.copytree(trained, disk / "run"))
+        more = command(images, folder, "--epoch_size=3", "--resume_ckpt=auto")
         before = {p.name: p.read_bytes() for p in (folder / "checkpoints").iterdir()}
         with mounted_read_only(folder / "checkpoints"):
-            line = error_line(run(command(images, folder, "--resume_ckpt=auto"), cwd=tmp_path, expect=1))
+            line = error_line(here(more, cwd=tmp_path, expect=1))
             assert line.startswith("error: cannot write") and "Read-only file system" in line
         assert {p.name: p.read_bytes() for p in (folder / "checkpoints").iterdir()} == before
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        line = error_line(run(command(images, folder, "--resume_ckpt=auto"), cwd=tmp_path, expect=1))
+        line = error_line(here(more, cwd=tmp_path, expect=1))
         assert line == f"error: cannot write to output_path {folder}: Read-only file system"
-        line = error_line(run(command(images, disk / "other"), cwd=tmp_path, expect=1))
+        line = error_line(here(command(images, disk / "other"), cwd=tmp_path, expect=1))
         assert line == f"error: cannot write to output_path {disk / 'other'}: Read-only file system"
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        done = run(command(images, folder, "--resume_ckpt=auto"), cwd=tmp_path)
-        assert "after epoch 1" in done.stdout and assert_whole(folder / "checkpoints") == 20
+        done = here(more, cwd=tmp_path)
+        assert "after epoch 2" in done.stdout and assert_whole(folder / "checkpoints") == 30
 
 
 @contextmanager
@@ -114,79 +113,102 @@ def mounted_read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-# Writes checkpoints of a small network until it is killed or fails; says each step that is saved.
+# `save(step)` of a small network, as a training does, in the command's frame.
 WRITER = """
-import resource, sys
-from covpool.config.command_line import run_entry_point
-from covpool.config.command_line import Program
+import os, resource, shutil, signal, sys
+from covpool.runtime.command import exit_code_of
 from covpool.runtime.environment import prepare_environment
 prepare_environment()
-import mindspore as ms
 import numpy as np
 from pathlib import Path
 from mindspore import nn
 from covpool.training.recipe import build_optimizer
 from covpool.checkpoints.store import CheckpointStore
 
-def main(config):
-    net = nn.Dense(300, 200)
-    optimizer = build_optimizer(list(net.trainable_params()), np.full(5, 0.1, np.float32))
-    store = CheckpointStore(Path({folder!r}), 2)
-    newest = store.newest_valid()
-    step = int(newest.about["step"]) if newest else 0
-    while step < {steps}:
-        step += 1
-        if step == {limited}:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        store.save(net, optimizer, step, step, step / 10**6, {{}})
-        store.save_best(net, optimizer, step, step, step / 10**6, {{}})
-        print(step, flush=True)
+folder = Path({folder!r})
+net = nn.Dense(300, 200)
+optimizer = build_optimizer(list(net.trainable_params()), np.full(5, 0.1, np.float32))
 
-sys.exit(run_entry_point(main, [{config!r}], Program("")))
+def save(store, step):
+    store.save(net, optimizer, step, step, step / 10**6, {{}})
+    store.save_best(net, optimizer, step, step, step / 10**6, {{}})
+
+def main():
+{lines}
+sys.exit(exit_code_of(main))
+"""
+LIMITED = """
+    store = CheckpointStore(folder, 2)
+    for step in range(1, 6):
+        if step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        save(store, step)
+"""
+# Each child saves a checkpoint, says so, and is killed before one more operation on files of its second save than the
+# child before it; what it would have renamed is cut to half. The last one ends by itself.
+KILLED = """
+    def kill(event, arguments):
+        paths = [str(a) for a in arguments if isinstance(a, (str, Path)) and str(a).startswith(str(folder))]
+        writes = event.startswith("os.") or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if paths and writes:
+            left[0] -= 1
+            if left[0] < 0:
+                if event == "os.rename" and os.path.isfile(arguments[0]):
+                    os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    status, left = 1, [0]
+    while status:
+        number = left[0]
+        child = os.fork()
+        if not child:
+            store = CheckpointStore(folder, 2)
+            newest = store.newest_valid()
+            step = int(newest.about["step"]) if newest else 0
+            save(store, step + 1)
+            print(step + 1, flush=True)
+            sys.addaudithook(kill)
+            save(store, step + 2)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL), status
+        shutil.copytree(folder, f"killed-{number}")
+        left[0] += 1
 """
 
 
-def writer(folder: Path, steps: int = 10**6, limited: int = 0) -> list[str]:
-    values = {"root": str(ROOT), "config": CONFIG, "folder": str(folder), "steps": steps, "limited": limited}
-    return [sys.executable, "-c", WRITER.format(**values)]
+def writer(folder: Path, lines: str) -> list[str]:
+    return [sys.executable, "-c", WRITER.format(folder=str(folder), lines=lines)]
 
 
 def test_a_file_that_cannot_be_written_to_its_end(run: Run, tmp_path: Path) -> None:
     """A limit of the size of files acts like a full disk, for any user."""
     folder = tmp_path / "checkpoints"
-    done = run(writer(folder, limited=4), cwd=tmp_path, expect=1)
+    done = run(writer(folder, LIMITED), cwd=tmp_path, expect=1)
     line = error_line(done)
     assert line == f"error: cannot write the checkpoint {folder / 'epoch_0004.ckpt'}: [Errno 27] File too large"
     assert assert_whole(folder) == 3
     assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", "epoch_0002.ckpt", "epoch_0003.ckpt", "index.json"]
-    run(writer(folder, steps=5), cwd=tmp_path)
-    assert assert_whole(folder) == 5
 
 
-def test_kills_at_random_times_while_saving(run: Run, tmp_path: Path) -> None:
-    """The writer does nothing but save, so every kill falls into a save; nothing that it said to be saved is lost."""
-    folder, rng, saved = tmp_path / "checkpoints", random.Random(5), 0
+def test_kills_before_every_operation_of_a_save(run: Run, tmp_path: Path) -> None:
+    """Whatever was said to be saved is whole; the next process goes on from it and removes what was left."""
+    said = [int(line) for line in run(writer(tmp_path / "checkpoints", KILLED), cwd=tmp_path).stdout.split()]
+    assert len(said) > 8, "a save has more operations than this"
     while_writing = 0
-    for _ in range(8):
-        process = subprocess.Popen(writer(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        for _ in range(rng.randrange(1, 5)):
-            first = int(process.stdout.readline())
-            assert first > saved
-        time.sleep(rng.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        said = [first, *(int(line) for line in process.communicate(timeout=60)[0].split("\n")[:-1])]
+    for number, step in enumerate(said):
+        folder = tmp_path / f"killed-{number}"
         saved = assert_whole(folder)
-        assert saved in (said[-1], said[-1] + 1)
+        assert saved in (step, step + 1)
+        assert number + 1 == len(said) or said[number + 1] == saved + 1
         while_writing += bool(list(folder.glob(".*")))
-    assert while_writing, "no kill fell into the writing of a file"
-    run(writer(folder, steps=saved + 2), cwd=tmp_path)
-    names = [f"epoch_{step:04d}.ckpt" for step in (saved + 1, saved + 2)]
+    assert while_writing >= 4, "no kill fell into the writing of a file"
+    names = [f"epoch_{step:04d}.ckpt" for step in (said[-1], said[-1] + 1)]
     assert sorted(p.name for p in folder.iterdir()) == ["best.ckpt", *names, "index.json"]
 
 
 @pytest.mark.slow
-def test_a_training_killed_in_the_middle_of_a_write_goes_on(images: Path, run: Run, tmp_path: Path) -> None:
+def test_a_training_killed_in_the_middle_of_a_write_goes_on(images: Path, run: Run, here: Run, tmp_path: Path) -> None:
     """The kill comes with the first half of the file of step 6 on the disk."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
@@ -203,7 +225,7 @@ def test_a_training_killed_in_the_middle_of_a_write_goes_on(images: Path, run: R
     (half,) = folder.glob(".*/*")
     assert "step_00000006" in str(half) and half.stat().st_size > 1000
     assert assert_whole(folder) == 3
-    done = run(command(images, "run", *options, "--resume_ckpt=auto"), cwd=tmp_path)
+    done = here(command(images, "run", *options, "--resume_ckpt=auto"), cwd=tmp_path)
     assert "epoch_0000_step_00000003.ckpt after epoch 0 and 3 steps" in done.stdout
     assert assert_whole(folder) == 10 and not list(folder.glob(".*"))
 

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from road_commands import MPIRUN, ROOT, SMALL, Run, make_folder
 
-from covpool import cli
 from covpool.training.run_folder import RunFolder
 from tests.data.image_files import bomb
 
@@ -29,25 +28,24 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fails(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def fails(here: Run, tmp_path: Path) -> Callable[..., str]:
     """Run a command in this process that must fail; its one line on standard error."""
-    monkeypatch.chdir(tmp_path)
 
     def fails(*command: str) -> str:
-        code = cli.run(list(command))
-        lines = [line for line in capfd.readouterr().err.splitlines() if line]
-        assert code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "), lines
+        done = here(command, cwd=tmp_path, expect=None)
+        lines = [line for line in done.stderr.splitlines() if line]
+        assert done.returncode in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "), lines
         return lines[0]
 
     return fails
 
 
-def test_a_damaged_image_stops_the_training_by_name(data: Path, run: Run, tmp_path: Path) -> None:
+def test_a_damaged_image_stops_the_training_by_name(data: Path, here: Run, tmp_path: Path) -> None:
     victim = sorted((data / "train" / "bag").iterdir())[3]
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    done = run(["python", *TRAIN, f"--data_path={data}", "--batch_size=8"], cwd=tmp_path, expect=1)
+    done = here([*TRAIN, f"--data_path={data}", "--batch_size=8"], cwd=tmp_path, expect=1)
     assert done.stderr == f"error: damaged image {victim}: the checksum of its IDAT chunk is wrong {ADVICE}\n"
     assert not list((tmp_path / "run").rglob("*.ckpt")) and sorted(p.name for p in tmp_path.iterdir()) == [
         "data",
@@ -74,18 +72,16 @@ def damage(data: Path) -> list[Path]:
     return victims
 
 
-def test_a_clean_list_of_one_class_trains_without_the_bad_images(
-    data: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_clean_list_of_one_class_trains_without_the_bad_images(data: Path, here: Run, tmp_path: Path) -> None:
     damage(data)
     clean = tmp_path / "clean.txt"
-    assert cli.run(["check-data", f"--data_path={data}", f"--write_clean_list={clean}"]) == 1
-    assert capsys.readouterr().out.count("problem: ") == 4
+    done = here(["check-data", f"--data_path={data}", f"--write_clean_list={clean}"], cwd=tmp_path, expect=1)
+    assert done.stdout.count("problem: ") == 4
     lines = clean.read_text().splitlines()
     assert len([line for line in lines if not line.startswith("#")]) == 77 + 19
     clean.write_text("".join(f"{line}\n" for line in lines if "/bag/" in line))
     options = [f"--data_path={data}", "--image_list=clean.txt", "--batch_size=3", "--class_num=1"]
-    run(["python", *TRAIN, *options, "--use_label_smooth=False"], cwd=tmp_path)
+    here([*TRAIN, *options, "--use_label_smooth=False"], cwd=tmp_path)
     (epoch,) = RunFolder(tmp_path / "run").records("epoch")
     assert epoch["step"] == 7 // 3 and epoch["num_samples"] == 1
     assert epoch["loss"] == 0 and epoch["top_1_accuracy"] == 1

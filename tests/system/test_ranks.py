@@ -25,7 +25,9 @@ def parameters(checkpoint: Path) -> dict[str, np.ndarray]:
     return {name: p.asnumpy() for name, p in loaded.items() if isinstance(p, ms.Parameter)}
 
 
-def test_two_ranks_follow_the_same_course_as_one_beside_another_job(images: Path, run: Run, tmp_path: Path) -> None:
+def test_two_ranks_follow_the_same_course_as_one_beside_another_job(
+    images: Path, run: Run, here: Run, tmp_path: Path
+) -> None:
     """With running statistics instead of batch statistics a mean over ranks is exactly a mean over the batch."""
     (tmp_path / "other").mkdir()
     exact = [
@@ -38,7 +40,7 @@ def test_two_ranks_follow_the_same_course_as_one_beside_another_job(images: Path
         "--epoch_size=1",
         f"--data_path={images}",
     ]
-    run(["python", "train.py", CONFIG, *SMALL, *exact, "--batch_size=32", "--output_path=one"], cwd=tmp_path)
+    here(["train.py", CONFIG, *SMALL, *exact, "--batch_size=32", "--output_path=one"], cwd=tmp_path)
     command = [*MPIRUN, "python", "train.py", CONFIG, *SMALL, *exact, *RANKS, "--batch_size=16", "--output_path=two"]
     with job(images, tmp_path / "other", "--epoch_size=50") as other:
         other.wait_for_step(1)
@@ -61,12 +63,14 @@ def test_two_ranks_follow_the_same_course_as_one_beside_another_job(images: Path
         np.testing.assert_allclose(second[name], value, rtol=0, atol=1e-5 * np.abs(value).max() + 1e-5, err_msg=name)
 
 
-def test_evaluation_counts_every_image_once_on_one_and_two_ranks(trained: Path, run: Run, tmp_path: Path) -> None:
+def test_evaluation_counts_every_image_once_on_one_and_two_ranks(
+    trained: Path, run: Run, here: Run, tmp_path: Path
+) -> None:
     count = 203  # odd, and no multiple of the batch
     folder = make_folder(tmp_path / "images", 1, count)
     command = ["python", "eval.py", CONFIG, *SMALL, f"--data_path={folder}", "--batch_size=64"]
     command.append(f"--checkpoint_file_path={trained / 'checkpoints' / 'best.ckpt'}")
-    run([*command, "--result_path=one.json"], cwd=tmp_path)
+    here([*command, "--result_path=one.json"], cwd=tmp_path)
     run([*MPIRUN, *command, *RANKS, "--result_path=two.json"], cwd=tmp_path)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["num_samples"] == two["num_samples"] == count
