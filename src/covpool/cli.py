@@ -29,7 +29,8 @@ def _dispatch(words: Sequence[str]) -> int:
     except FileNotFoundError:
         raise UserError("the folder that this command was started in was removed: start it in another one") from None
     if not words or words[0] in ("-h", "--help"):
-        print(_usage(), end="")
+        lines = [f"  {name:21} {text}" for name, (_, text) in _COMMANDS.items()]
+        print("usage: covpool COMMAND [--help] ...\n", *lines, sep="\n")
         return 0 if words else 2
     name, *rest = words
     if name not in _COMMANDS:
@@ -63,8 +64,3 @@ _COMMANDS = {
     "compare-robustness": ("research:compare_robustness", "Compare networks on corrupted images."),
     "dropcov-rate": ("research:dropcov_rate", "The adaptive rate of DropCov over training."),
 }
-
-
-def _usage() -> str:
-    lines = [f"  {name:21} {text}" for name, (_, text) in _COMMANDS.items()]
-    return "usage: covpool COMMAND [--help] ...\n\n" + "\n".join(lines) + "\n"

@@ -42,7 +42,7 @@ class Layer:
         return check(option, self.values[option.name], self.origins[option.name])
 
     def build(self, source: str) -> Config:
-        """Returns the configuration; keys that contradict each other are reported with `source`."""
+        """Returns the configuration; an error of several keys names `source`."""
         values = {name: self.get(options()[name]) for name in self.values}
         for name, (allowed, where) in self.choices.items():
             if name in values and values[name] not in allowed:

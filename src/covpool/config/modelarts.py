@@ -43,8 +43,11 @@ def download(config: Config) -> Config:
     """
     if not config.enable_modelarts:
         return config
-    mox, job = _import_moxing(), _job(config.run_distribute)
-    changes = {}
+    mox, changes = _import_moxing(), {}
+    # What the ranks of a job on this node share, and no other job: their launcher, for mpirun and msrun start them
+    # directly, and when it started, in clock ticks since the start of the system.
+    launcher = os.getppid() if config.run_distribute else os.getpid()
+    job = f"{launcher} {process_stat(launcher)[19]}"
     if config.data_url:
         changes["data_path"] = config.data_path or _DATA_PATH
         _copy_once(mox, config.data_url, changes["data_path"], job)
@@ -94,12 +97,3 @@ def _copy_once(mox: Any, source: str, target: str, job: str) -> None:
                 write_text(mark, content)
     except OSError as error:
         raise UserError(f"{target}: cannot hold the copy of {source}: {error.strerror}") from error
-
-
-def _job(distributed: bool) -> str:
-    """Returns what the ranks of a job on this node share, and no other job: their launcher and when it started.
-
-    mpirun and msrun start the ranks of a node directly, so they have one parent.
-    """
-    process = os.getppid() if distributed else os.getpid()
-    return f"{process} {process_stat(process)[19]}"  # in clock ticks since the start of the system

@@ -136,7 +136,9 @@ def _convert(option: Option, value: object) -> Any:
     if (word is None or isinstance(word, str)) and word in option.words:
         return word
     if option.kind == "dict":
-        return _convert_mapping(value)
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) and key.isidentifier() for key in value):
+            raise TypeError
+        return {key: _convert_free(item) for key, item in value.items()}
     if option.kind.startswith("list of "):
         if not isinstance(value, (list, tuple)) or (option.length and len(value) != option.length):
             raise TypeError
@@ -177,12 +179,6 @@ def _sane(value: Any) -> Any:
 def _is_utf8(text: str) -> bool:
     """Whether text can be written to a file: bytes of a command line that are not UTF-8 come as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _convert_mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key.isidentifier() for key in value):
-        raise TypeError
-    return {key: _convert_free(item) for key, item in value.items()}
 
 
 def _convert_free(value: object) -> Any:

@@ -67,9 +67,7 @@ class SiblingWatcher:
         """Learn what msrun has started since, and which of it has ended."""
         now = time.monotonic()
         children = _children(self.launcher)
-        for child in children:
-            if child in self._siblings or child in self._others:
-                continue
+        for child in {*children} - self._siblings.keys() - self._others:
             command = _words(child, "cmdline")
             if Path(command[0] if command else "").name == "tail":
                 self._tails.add(child)
@@ -108,14 +106,10 @@ class SiblingWatcher:
 def follow_msrun(grace: float = _GRACE_S) -> None:
     """Start the watcher of this process if an msrun that waits for its job started it; it ends with this process."""
     launcher = os.getppid()
-    if "MS_ROLE" not in os.environ or not _waits(_words(launcher, "cmdline")):
-        return
-    start_watcher_process("siblings", os.getpid(), launcher, grace)
-
-
-def _waits(command: list[str]) -> bool:
-    """Whether a command is an msrun that stays until its job ends."""
-    return any(Path(word).name in _LAUNCHERS for word in command[:3]) and _option(command, "--join") == "True"
+    command = _words(launcher, "cmdline")
+    is_msrun = any(Path(word).name in _LAUNCHERS for word in command[:3])
+    if "MS_ROLE" in os.environ and is_msrun and _option(command, "--join") == "True":
+        start_watcher_process("siblings", os.getpid(), launcher, grace)
 
 
 def _option(command: list[str], name: str) -> str:

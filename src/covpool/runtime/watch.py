@@ -92,10 +92,7 @@ class Watcher:
         return self._problem()
 
     def _end(self) -> None:
-        """End the rank, then its launcher (mpirun, or its daemon on another host) if that cannot end by itself.
-
-        It tries to tell the other hosts, and waits for an answer that a lost host never gives.
-        """
+        """End the rank, then its launcher (mpirun, or its daemon elsewhere) where that waits for a lost host."""
         launcher = int(process_stat(self.process)[1])
         outlive_parent()
         os.kill(self.process, signal.SIGKILL)
