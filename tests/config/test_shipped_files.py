@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from covpool.config import load_config
 from covpool.config.reference import render
 from covpool.config.schema import options
+from covpool.training.recipe import rate_factor, recipe_rates
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "config").glob("*.yaml"))
@@ -90,7 +92,11 @@ def test_the_reference_is_in_sync_with_the_schema():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_trial_of_one_epoch_needs_no_other_change(path):
-    assert load_config(path, ["--epoch_size=1"]).epoch_size == 1
+    """A warm-up or milestones of the whole training would leave one epoch without a rate, or be refused."""
+    rates = recipe_rates(load_config(path, ["--epoch_size=1"]), 20)
+    assert rates.shape == (20,) and np.isfinite(rates).all()
+    whole = load_config(path)
+    assert rates[0] > 0 and 0.05 < rates.max() / (rate_factor(whole) * whole.lr_max) < 1.5
 
 
 def test_every_key_is_read_by_the_program():

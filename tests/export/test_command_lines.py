@@ -1,4 +1,4 @@
-"""export.py and covpool predict, started as a user does."""
+"""export.py and covpool predict, from arguments to files and lines."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def start(root: Path, env: dict[str, str], *command: str, cwd: Path | None = Non
     return subprocess.run([sys.executable, *command], cwd=cwd or root, env=env, capture_output=True, text=True)
 
 
+@pytest.fixture
+def here(tmp_path, capfd, monkeypatch):
+    """Run a command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        return subprocess.CompletedProcess(words, cli.run(words), *capfd.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -45,18 +57,17 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("file_format", "ending"), [("MINDIR", "mindir"), ("ONNX", "onnx")])
-def test_export_and_predict(file_format, ending, checkpoint, root, clean_env, tmp_path, image_files):
-    """With a configuration, or from a checkpoint that knows its network and its images."""
+def test_export_and_predict(file_format, ending, checkpoint, root, clean_env, tmp_path, image_files, here):
+    """With a configuration, started as a user does; or, in this process, from a checkpoint that knows what it is."""
     known = file_format == "ONNX"
     options = [] if known else [f"--config_path={root / 'config/quickstart.yaml'}", *OVERRIDES]
     file = checkpoint.with_name("knows.ckpt") if known else checkpoint
-    result = start(
-        root,
-        {**clean_env, "PYTHONPATH": str(root)},
-        *(str(root / "export.py"), *options, f"--file_format={file_format}"),
-        *(f"--checkpoint_file_path={file}", "--file_name=net", "--height=28", "--width=32", "--data_path="),
-        cwd=tmp_path,
-    )
+    options += [f"--file_format={file_format}", f"--checkpoint_file_path={file}", "--file_name=net", "--data_path="]
+    options += ["--height=28", "--width=32"]
+    if known:
+        result = here("export", *options)
+    else:
+        result = start(root, clean_env, str(root / "export.py"), *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     shown = re.search(
         r"exported: net\.(\w+) \(any batch size\).* at most ([\d.e-]+) of the largest logit", result.stdout
@@ -69,12 +80,8 @@ def test_export_and_predict(file_format, ending, checkpoint, root, clean_env, tm
     assert (transform["interpolation"], transform["mean"]) == expected
 
     files = [str(file) for file in image_files[:3]]
-    result = start(
-        root,
-        clean_env,
-        *("-m", "covpool", "predict", "--file", str(tmp_path / f"net.{ending}"), "--images", *files),
-        *("--top", "2", "--batch_size", "2"),
-    )
+    command = ["predict", "--file", str(tmp_path / f"net.{ending}"), "--images", *files, "--top=2", "--batch_size=2"]
+    result = here(*command) if known else start(root, clean_env, "-m", "covpool", *command)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.partition(": ")[0] for line in lines] == files
@@ -115,23 +122,12 @@ def test_a_folder_is_predicted_from_a_checkpoint_into_files(checkpoint, image_fi
     assert "best.ckpt does not say which network it holds: export it" in capsys.readouterr().err
 
 
-def test_errors_are_one_line(checkpoint, root, clean_env, tmp_path, image_files):
-    (tmp_path / "net.onnx").write_bytes(b"nothing of the kind")
-    damaged = start(
-        root, clean_env, "-m", "covpool", "predict", "--file", f"{tmp_path}/net.onnx", "--images", str(SAMPLE)
-    )
-    assert damaged.returncode == 1
-    assert re.fullmatch(r"error: .*net\.onnx is damaged or not a file of export\.py.*\n", damaged.stderr)
+def test_errors_are_one_line(checkpoint, root, tmp_path, here):
+    """tests/system/test_damaged_files.py has what can be wrong with files."""
     config = f"--config_path={root / 'config/quickstart.yaml'}"
-    refused = start(
-        root,
-        clean_env,
-        *("export.py", config, *OVERRIDES, "--pooling=mpn", "--file_format=ONNX"),
-        *(f"--checkpoint_file_path={checkpoint}", f"--file_name={tmp_path}/other"),
-    )
+    options = [f"--checkpoint_file_path={checkpoint}", f"--file_name={tmp_path}/other"]
+    refused = here("export", config, *OVERRIDES, "--pooling=mpn", "--file_format=ONNX", *options)
     assert refused.returncode == 1
     assert re.fullmatch(r"error: .*best\.ckpt does not fit .*\n", refused.stderr)
-    unknown = start(
-        root, clean_env, "export.py", config, "--file_format=TFLITE", f"--checkpoint_file_path={checkpoint}"
-    )
+    unknown = here("export", config, "--file_format=TFLITE", *options)
     assert unknown.returncode == 2 and "TFLITE" in unknown.stderr and "MINDIR" in unknown.stderr

@@ -47,7 +47,7 @@ def test_a_result_is_the_exit_code() -> None:
 
 @pytest.mark.parametrize("redirection", ["| head -1", ">/dev/full", ">&-"])
 def test_output_that_nobody_takes(redirection: str) -> None:
-    command = f"{sys.executable} -m covpool complexity --models resnet18 --poolings gap"
+    command = f"{sys.executable} -m covpool complexity --models resnet10 --poolings gap --image_size=32"
     shell = f"{command} {redirection}; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1, done.stderr
