@@ -141,8 +141,7 @@ def _trial(device: str) -> list[str]:
 
 
 def _common_versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("mindspore", "numpy")}
-    return {"python": platform.python_version(), **packages}
+    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in ("mindspore", "numpy")}}
 
 
 def _foreign(libraries: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -152,7 +151,7 @@ def _foreign(libraries: Mapping[str, str | None]) -> dict[str, str | None]:
     return {
         name: path
         for name, path in libraries.items()
-        if not (path or "").startswith(own) and not system.match(Path(name).name)
+        if not ((path or "").startswith(own) or system.match(Path(name).name))
     }
 
 

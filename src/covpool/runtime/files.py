@@ -10,14 +10,12 @@ import math
 import os
 import re
 import shutil
-import signal
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from covpool.errors import UserError
 
@@ -75,7 +73,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
             raise UserError(f"{output} exists already: choose another name or remove it")
         output.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(output.parent)
-        with _ended_by_exception(), _workspace(output) as folder:
+        with _workspace(output) as folder:
             partial = folder / "new"
             partial.mkdir()
             yield partial
@@ -193,24 +191,6 @@ def _workspace(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
-
-
-@contextmanager
-def _ended_by_exception() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit within the block where they would end the process on the spot."""
-
-    def leave(number: int, _: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    main = threading.current_thread() is threading.main_thread()
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def mode_of_new_file(path: Path) -> int:
