@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 from covpool.config.legacy import IGNORED, SYNONYMS
-from covpool.config.loader import COMMAND_LINE, Layer, apply_overrides, build_config, read_layer
+from covpool.config.loader import COMMAND_LINE, Layer, apply_overrides, read_layer
 from covpool.config.schema import Config, options
 from covpool.config.values import Option, check, resolve, show, suggestion
 from covpool.errors import ConfigError
@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str], program: Program) -> Config:
         text = format_help(program, layer, "--help=all" in wanted)
         sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
         raise SystemExit(0)
-    config = build_config(layer, paths[-1] if paths else "no file", overrides)
+    config = layer.build(paths[-1] if paths else "no file", overrides)
     for key in program.required:
         if getattr(config, key) in ("", None):
             raise ConfigError(f"{COMMAND_LINE}: --{key} is missing: {options()[key].help}")

@@ -41,8 +41,8 @@ class Layer:
             return option.default
         return check(option, self.values[option.name], self.origins[option.name])
 
-    def build(self, source: str) -> Config:
-        """Returns the configuration; an error of several keys names `source`."""
+    def build(self, path: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
+        """Returns the configuration of a file, with the overrides applied already, and logs warnings."""
         values = {name: self.get(options()[name]) for name in self.values}
         for name, (allowed, where) in self.choices.items():
             if name in values and values[name] not in allowed:
@@ -55,24 +55,22 @@ class Layer:
         if self.of_ports:
             values = {**{name: value for name, (value, _) in ASSUMED.items()}, **values}
         try:
-            return Config(**values, given=frozenset(self.origins))
+            config = Config(**values, given=frozenset(self.origins))
         except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
-
-    def warn(self, config: Config, source: str) -> None:
-        """Logs what was read but means nothing here, or probably not what was meant."""
+            raise ConfigError(f"{path}{f' and {COMMAND_LINE}' if overrides else ''}: {error}") from None
         if self.notes:
-            logger.warning("%s: legacy keys: %s", source, ", ".join(self.notes))
+            logger.warning("%s: legacy keys: %s", path, ", ".join(self.notes))
         if self.of_ports:
             assumed = [f"{k} = {v} ({why})" for k, (v, why) in ASSUMED.items() if k not in self.values]
             if config.lr_decay_mode == "cosine" and self.origins.get("lr_decay_mode") != COMMAND_LINE:
                 assumed.append("lr_decay_mode = cosine, the standard one (--lr_decay_mode=port_cosine for the ports')")
             if assumed:
-                logger.warning("%s: a file of the papers' MindSpore ports; assumed: %s", source, "; ".join(assumed))
+                logger.warning("%s: a file of the papers' MindSpore ports; assumed: %s", path, "; ".join(assumed))
         if config.device_num > 1 and not config.run_distribute:
-            logger.warning("%s: device_num = %d is ignored: not distributed", source, config.device_num)
+            logger.warning("%s: device_num = %d is ignored: not distributed", path, config.device_num)
         if config.class_num == 1001 and config.dataset == "imagenet2012":
-            logger.warning("%s: class_num = 1001: ImageNet has 1000 classes (TensorFlow adds a background)", source)
+            logger.warning("%s: class_num = 1001: ImageNet has 1000 classes (TensorFlow adds a background)", path)
+        return config
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
@@ -92,14 +90,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     layer = read_layer(path)
     apply_overrides(layer, overrides)
-    return build_config(layer, path, overrides)
-
-
-def build_config(layer: Layer, path: str | os.PathLike[str], overrides: Sequence[str]) -> Config:
-    """Returns the configuration of a file with the overrides applied to it, and logs the warnings."""
-    config = layer.build(f"{path} and {COMMAND_LINE}" if overrides else str(path))
-    layer.warn(config, str(path))
-    return config
+    return layer.build(path, overrides)
 
 
 def apply_overrides(layer: Layer, overrides: Sequence[str]) -> None:

@@ -129,8 +129,8 @@ def _trial(device: str) -> list[str]:
     # MindSpore leaves files in the working folder, so the child gets one that goes away.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            options = {"cwd": folder, "capture_output": True, "text": True, "timeout": _TRIAL_LIMIT_S[device]}
-            done = subprocess.run(python_command(_TRIAL, device), check=False, **options)
+            command, limit = python_command(_TRIAL, device), _TRIAL_LIMIT_S[device]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
         except subprocess.TimeoutExpired:
             return [f"a product of two small matrices took longer than {_TRIAL_LIMIT_S[device]} s"]
     if done.returncode == 0:

@@ -51,14 +51,8 @@ class Summary:
 def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summary:
     """Train as configured; every rank calls it.
 
-    Args:
-        config: The configuration.
-        world: The ranks of this job.
-        stop: Receives signals; after one the training saves and stops at the next step boundary of all ranks.
-
-    Raises:
-        Interrupted: After such a stop.
-        UserError: What keeps the training from starting or going on, in one line.
+    After a signal that ``stop`` received the training saves, stops at the next step boundary of all ranks and raises
+    Interrupted. A UserError says in one line what keeps it from starting or going on.
     """
     stop, folder = stop or StopRequest(), RunFolder(config.output_path)
     loss, evaluation = math.nan, None

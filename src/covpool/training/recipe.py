@@ -117,17 +117,9 @@ def build_optimizer(
     """SGD with momentum: ``v = momentum * v + (g + weight_decay * w); w = w - rate * v``, as PyTorch's ``SGD``.
 
     Both of MindSpore's optimisers compute this, ``nn.Momentum`` faster than ``nn.SGD``; but its CPU kernel ignores
-    Nesterov's form (2.8.0), for which ``nn.SGD`` serves whatever the kind.
-
-    Args:
-        parameters: Trainable parameters.
-        learning_rates: The rate of every step.
-        kind: 'momentum' for ``nn.Momentum`` or 'sgd' for ``nn.SGD``; their states in a checkpoint have other names.
-        momentum: Part of the velocity that is kept.
-        nesterov: Nesterov's form.
-        weight_decay: Applied to weights alone.
-        decay_all: Apply it to beta, gamma and bias, too.
-        loss_scale: What the gradients are divided by before the update.
+    Nesterov's form (2.8.0), for which ``nn.SGD`` serves whatever the kind ('momentum' or 'sgd'; their states in a
+    checkpoint have other names). Weights decay, with ``decay_all`` beta, gamma and bias, too. Gradients are divided by
+    ``loss_scale`` before the update.
     """
     if kind not in ("momentum", "sgd"):
         raise ValueError(f"unknown optimiser {kind!r}; one of momentum, sgd")

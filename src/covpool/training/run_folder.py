@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,13 +100,16 @@ class RunFolder:
                 (self.path / name).rename(aside / name)
         return aside
 
-    def new_aside(self) -> Path:
-        """Make ``earlier-1``, or with the next number that is free."""
+    def new_aside(self, copied: Sequence[Path] = ()) -> Path:
+        """Make ``earlier-1``, or with the next number that is free, with copies of these files."""
         number = 1
         while (aside := self.path / f"earlier-{number}").exists():
             number += 1
         with self._writing():
             aside.mkdir()
+            for path in copied:
+                if path.is_file():
+                    shutil.copyfile(path, aside / path.name)
         return aside
 
     def latest_aside(self) -> Path | None:
@@ -134,12 +137,6 @@ class RunFolder:
         """Where it is kept which images of a split are left out (``bad_images: skip``)."""
         return self.path / f"bad_images_{split}.json"
 
-    def copy_metrics(self, aside: Path) -> None:
-        """Copy the records to another folder."""
-        with self._writing():
-            if self.metrics.is_file():
-                shutil.copyfile(self.metrics, aside / self.metrics.name)
-
     def record(self, kind: str, **values: Any) -> None:
         """Append one object to ``metrics.jsonl``; a number that is NaN or infinite becomes null."""
         with os_errors_as(f"cannot write {self.metrics}"), open_regular(self.metrics, "a") as file:
@@ -153,11 +150,9 @@ class RunFolder:
         return read_records(self.metrics, kind)
 
     def forget_after(self, epoch: int, step: int) -> None:
-        """Drop the records that a resumed run makes again.
+        """Drop the records that a resumed run makes again: after whole epochs and, in the next one, after a step.
 
-        Args:
-            epoch: Whole epochs that stay, whatever the numbers of their steps: an epoch may have been shorter then.
-            step: Steps over all epochs; counts within the next epoch.
+        Whole epochs stay whatever the numbers of their steps: an epoch may have been shorter then.
         """
         if not os.path.lexists(self.metrics):
             return

@@ -139,8 +139,7 @@ def _clear(run: Training) -> None:
     beyond = store.beyond(here)
     # What auto passed over is damaged, or will be done again as it was.
     if not auto and (beyond or any(record["epoch"] > here[0] for record in folder.records("epoch"))):
-        aside = folder.new_aside()
-        folder.copy_metrics(aside)
+        aside = folder.new_aside([folder.metrics])
         store.move(beyond, aside / store.folder.name)
         logger.info("what came after %s is now in %s", resumed.path, aside)
     folder.forget_after(*here)

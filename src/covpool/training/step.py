@@ -18,17 +18,9 @@ from covpool.training.recipe import loss_scale_manager, recipe_loss
 def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World) -> Model:
     """Put network, loss and optimiser together as the device needs it: forward, backward, mean over ranks, update.
 
-    Cells of the network are replaced by faster or less precise ones. Their parameters stay the same objects, but are
-    found under other names: load checkpoints before.
-
-    Args:
-        config: The configuration.
-        network: (N, C, H, W) -> logits (N, K).
-        optimizer: From :func:`covpool.training.recipe.recipe_optimizer`.
-        world: The ranks; gradients are averaged over them.
-
-    Raises:
-        UserError: The device cannot do what is configured, or kernels cannot be compiled.
+    Cells of the network, (N, C, H, W) -> logits (N, K), are replaced by faster or less precise ones. Their parameters
+    stay the same objects, but are found under other names: load checkpoints before. A UserError says what the device
+    cannot do.
     """
     on_cpu = config.device_target == "CPU"
     if config.enable_sink and on_cpu:
