@@ -143,7 +143,7 @@ def _most_confident(rows: np.ndarray) -> tuple[Mistake, ...]:
     """The first of rows (n, 4) of probability, number, class and predicted class; a number below 0 stands for none."""
     order = np.lexsort((rows[:, 1], -rows[:, 0]))
     chosen = rows[order][rows[order, 1] >= 0][:NUM_MISTAKES]
-    return tuple(Mistake(int(i), int(label), int(said), float(p)) for p, i, label, said in chosen)
+    return tuple(Mistake(int(i), int(label), int(predicted), float(p)) for p, i, label, predicted in chosen)
 
 
 class _Counts:
@@ -161,15 +161,15 @@ class _Counts:
         for computed, labels in batches:
             logits = computed.asnumpy()[: len(labels)]
             self.sums[:4] += count_batch(logits, labels, self._classes)
-            said, known = logits.argmax(1), ~np.isnan(logits).any(1)
+            predicted, known = logits.argmax(1), ~np.isnan(logits).any(1)
             if len(self.sums) > 4:
-                np.add.at(self.sums[4:], (labels[known], said[known]), 1)
+                np.add.at(self.sums[4:], (labels[known], predicted[known]), 1)
             finite = np.isfinite(logits).all(1)
             self.non_finite += (self._seen + np.flatnonzero(~finite)).tolist()
-            wrong = np.flatnonzero(finite & (said != labels))
+            wrong = np.flatnonzero(finite & (predicted != labels))
             rows = logits[wrong].astype(np.float64)
             sure = 1 / np.exp(rows - rows.max(1, keepdims=True)).sum(1)
-            found = np.stack([sure, self._seen + wrong, labels[wrong], said[wrong]], 1)
+            found = np.stack([sure, self._seen + wrong, labels[wrong], predicted[wrong]], 1)
             mistakes = np.concatenate([self._mistakes, found])
             self._mistakes = mistakes[np.argsort(-mistakes[:, 0], kind="stable")[:NUM_MISTAKES]]
             self._seen += len(labels)

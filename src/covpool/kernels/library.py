@@ -77,8 +77,8 @@ def compile_kernels(folder: Path | None = None) -> Path:
             command = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, check=False)
             if done.returncode:
-                said = done.stderr.decode("utf-8", "replace").strip()[-500:]
-                raise UserError(f"{compiler} could not compile the kernels: {said}")
+                message = done.stderr.decode("utf-8", "replace").strip()[-500:]
+                raise UserError(f"{compiler} could not compile the kernels: {message}")
             content = made.read_bytes()
             made.write_bytes(content + hashlib.sha256(content).digest())  # the loader passes over what follows
         library.chmod(0o644)

@@ -25,7 +25,7 @@ class SignedRootL2(Float32Cell):
     def construct(self, v: ms.Tensor) -> ms.Tensor:
         size = ops.abs(v)  # its sum is the squared norm of the root
         root = v / ops.sqrt(ops.maximum(size, _SMALLEST_SQUARE))  # `sign` is slow on CPU
-        return root * repeat_columns(1.0 / ops.sqrt(self.total(size)), v.shape[-1])
+        return root * repeat_columns(1.0 / ops.sqrt(self.safe_row_sum(size)), v.shape[-1])
 
     def bprop(self, v: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
         """With y = ssqrt(v), n = ||y||, z = y / n: dy = (dz - z <z, dz>) / n and dv = dy / (2 |y|)."""
@@ -33,9 +33,9 @@ class SignedRootL2(Float32Cell):
         dy = dout - out * repeat_columns(row_sums(out * dout), k)
         # 1 / |z| as |z| / z^2, which is 0 at 0.
         slope = ops.abs(out) / ops.maximum(out * out, _SMALLEST_SQUARE)
-        return (dy * slope * repeat_columns(0.5 / self.total(ops.abs(v)), k),)
+        return (dy * slope * repeat_columns(0.5 / self.safe_row_sum(ops.abs(v)), k),)
 
-    def total(self, size: ms.Tensor) -> ms.Tensor:
+    def safe_row_sum(self, size: ms.Tensor) -> ms.Tensor:
         """Sum of each row, `(N, K) -> (N, 1)`; infinite for a vector that counts as zero, so that it gives zeros."""
         total = row_sums(size)
         return ops.masked_fill(total, total <= _SMALLEST, float("inf"))

@@ -52,7 +52,7 @@ def rate_course(run: Path, batches: int = 20, data_path: str = "") -> list[dict[
     source = build_source(config, "train", World())
     ms.set_seed(config.seed)
     network = build_model(config)
-    assert isinstance(network.pooling, DropCov)  # noqa: S101 - said by the configuration
+    assert isinstance(network.pooling, DropCov)  # noqa: S101 - the configuration names it
     rate = _Rate(network).set_train()
     course = []
     for epoch, file in sorted(files.items()):

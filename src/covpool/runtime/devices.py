@@ -135,9 +135,9 @@ def _trial(device: str) -> list[str]:
             return [f"a product of two small matrices took longer than {_TRIAL_LIMIT_S[device]} s"]
     if done.returncode == 0:
         return []
-    told = re.search(r"^PROBLEM (.*)$", done.stdout, re.MULTILINE)
+    found = re.search(r"^PROBLEM (.*)$", done.stdout, re.MULTILINE)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return [f"MindSpore cannot compute on it: {told.group(1) if told else last}"]
+    return [f"MindSpore cannot compute on it: {found.group(1) if found else last}"]
 
 
 def _common_versions() -> dict[str, str]:

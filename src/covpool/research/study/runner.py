@@ -172,8 +172,8 @@ def _finish(job: _Training) -> None:
     code = job.process.returncode
     if code == 0 or code in _STOPPED:
         return
-    said = [line for line in lines if line.startswith("error: ")] or lines or ["it said nothing"]
-    write_text(job.folder / _FAILURE, f"exit code {code}: {said[-1].removeprefix('error: ')}\n")
+    shown = [line for line in lines if line.startswith("error: ")] or lines or ["it said nothing"]
+    write_text(job.folder / _FAILURE, f"exit code {code}: {shown[-1].removeprefix('error: ')}\n")
 
 
 @contextmanager
