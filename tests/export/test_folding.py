@@ -148,6 +148,6 @@ def test_errors_name_the_cell():
     with pytest.raises(UserError, match=r"cannot fold 1\.1: no convolution of its width stands before it"):
         fold_batch_norm(block)
     with pytest.raises(UserError, match="cannot fold 0: no convolution"):
-        fold_batch_norm(nn.SequentialCell(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)))
+        fold_batch_norm(nn.SequentialCell(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)))
     with pytest.raises(UserError, match="cannot fold 1: no convolution of its width"):
         fold_batch_norm(nn.SequentialCell(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3)))

@@ -52,6 +52,18 @@ _REDUCTION = {"dimension_reduction.0.": "layer_reduce.", "dimension_reduction.1.
 _MOBILENET_MARK = "features.0.0.weight"
 _LIGHT = {_MOBILENET_MARK: {**_REDUCTION, "classifier.1.": "fc."}, "conv5.0.weight": _REDUCTION}
 _DROPOUT_COUNTER = "dropout.counter"
+# The transformers of the DropCov release, likewise.
+_DENSE_STEM_MARK = "visual_tokens.tokens.stem.0.weight"
+_LIGHT[_DENSE_STEM_MARK] = {
+    "classifier.representation.wr.": "layer_reduce.",
+    "classifier.visual_fc.": "fc.",
+    "classifier.cls_fc.": "head.",
+}
+_COUNTERS = {
+    _RELEASED_KERNEL: (COUNTER,),
+    _MOBILENET_MARK: (_DROPOUT_COUNTER,),
+    _DENSE_STEM_MARK: (COUNTER, _POOLING + "token_dropout.counter"),
+}
 
 # Swin as its authors published it, and timm did at first: the merging of patches ends a stage there, and begins the
 # next one here. Buffers are tables that follow from the sizes.
@@ -81,6 +93,8 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
       become the backbone's names, `layer_reduce`, `layer_reduce_bn` and `fc`;
     * in a MobileNetV2 or ShuffleNetV2, `dimension_reduction.0`, `dimension_reduction.1` and `classifier.1` become
       `layer_reduce`, `layer_reduce_bn` and `fc`; `dropout.counter`, which MobileNetV2 has besides, starts at 0;
+    * in a transformer of the DropCov release, `classifier.representation.wr`, `classifier.visual_fc` and
+      `classifier.cls_fc` become `layer_reduce`, `fc` and `head`; its two counters of dropout masks start at 0;
     * `m` with `running_mean` is a batch normalisation: `weight, bias, running_mean, running_var` become
       `gamma, beta, moving_mean, moving_variance`; `num_batches_tracked` has no counterpart and is dropped;
     * `m` with a `weight` of rank 1 and no `running_mean` is a layer normalisation, with `gamma` and `beta`;
@@ -127,8 +141,7 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
             f"checkpoint: no rule for {listed(unknown)}; known are normalisations, weights of rank 2 or 4, "
             f"biases and {_RELEASED_KERNEL}"
         )
-    counters = {_RELEASED_KERNEL: COUNTER, _MOBILENET_MARK: _DROPOUT_COUNTER}
-    for counter in [counters[name] for name in counters if name in arrays]:
+    for counter in [counter for mark, counters in _COUNTERS.items() if mark in arrays for counter in counters]:
         parameters[counter] = _parameter(counter, np.zeros((), np.int32))
     return parameters
 
@@ -242,7 +255,7 @@ def _renamed(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _light(names: Iterable[str]) -> Mapping[str, str]:
-    """What the head of a MobileNetV2 or ShuffleNetV2 is called, there and here; empty for other networks."""
+    """What the head is called there and here, of networks known by the name of one weight; empty for others."""
     found = set(names)
     return next((prefixes for mark, prefixes in _LIGHT.items() if mark in found), {})
 

@@ -15,6 +15,7 @@ from covpool.export.mindir import Graph, Name, Node
 OPSET = 17
 IR_VERSION = 8
 
+_VALID = 2  # MindSpore's number of padding with nothing
 _END = 2**31 - 1  # of an axis, whatever its length
 
 # MindSpore's name -> ONNX's, for operators that take tensors and nothing else; most have the same one.
@@ -27,7 +28,18 @@ _PLAIN = {
 
 # All operators of the written files; others are not loaded.
 OPERATORS = frozenset(_PLAIN.values()) | {
-    *("Clip", "Concat", "Conv", "Gather", "Gemm", "LayerNormalization", "MatMul", "MaxPool", "ReduceMean"),
+    *(
+        "AveragePool",
+        "Clip",
+        "Concat",
+        "Conv",
+        "Gather",
+        "Gemm",
+        "LayerNormalization",
+        "MatMul",
+        "MaxPool",
+        "ReduceMean",
+    ),
     *("ReduceSum", "Reshape", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
 }
 
@@ -106,6 +118,13 @@ def _batch_product(writer: _Writer, node: Node, inputs: list[Any]) -> str:
     return writer.add("MatMul", *factors)
 
 
+def _average_pool(writer: _Writer, node: Node, inputs: list[Any]) -> str:
+    x, kernel, strides, pad_mode = inputs[:4]
+    if pad_mode != _VALID:
+        raise UserError("an average pooling with padding cannot be written as ONNX")
+    return writer.add("AveragePool", x, kernel_shape=kernel, strides=strides)
+
+
 def _max_pool_3d(writer: _Writer, node: Node, inputs: list[Any]) -> str:
     """A pool of depth 1, which is a pool of images: few runtimes are good at the other form."""
     pads = node.attributes["pad_list"]
@@ -157,6 +176,7 @@ def _layer_norm(writer: _Writer, node: Node, inputs: list[Any]) -> str:
 
 
 _WRITERS: dict[str, Callable[[_Writer, Node, list[Any]], str]] = {
+    "AvgPool": _average_pool,
     "BatchMatMul": _batch_product,
     "BiasAdd": _bias,
     "Conv2D": _convolution,

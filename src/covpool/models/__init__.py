@@ -1,6 +1,7 @@
 """Networks for image classification with any pooling."""
 
-from covpool.models import deit, mobilenet_v2, resnet, shufflenet_v2, swin  # noqa: F401 - they register their networks
+# They register their networks.
+from covpool.models import deit, dropcov_transformers, mobilenet_v2, resnet, shufflenet_v2, swin  # noqa: F401
 from covpool.models.classifier import ImageClassifier
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.freezing import freeze

@@ -15,7 +15,6 @@ from covpool.models.registry import register_model
 from covpool.models.token_head import TokenClassifier
 from covpool.models.transformer import Block, PatchEmbed, layer_norm, resize_grid_matrix
 
-_EPS = 1e-6
 _POSITIONS = "pos_embed"
 
 
@@ -43,6 +42,8 @@ class DeiT(TokenClassifier):
         ValueError: Patches or heads do not fit.
     """
 
+    norm_eps = 1e-6
+
     def __init__(
         self,
         pooling: str,
@@ -65,10 +66,19 @@ class DeiT(TokenClassifier):
         self.cls_token = ms.Parameter(initializer(Normal(1e-6), (1, 1, embed_dim)), name="cls_token")
         positions = (1, 1 + math.prod(self.grid), embed_dim)
         self.pos_embed = ms.Parameter(initializer(Normal(0.02), positions), name=_POSITIONS)
-        self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size)
-        self.blocks = nn.SequentialCell([Block(embed_dim, num_heads, mlp_ratio, qkv_bias, _EPS) for _ in range(depth)])
-        self.norm = layer_norm(embed_dim, _EPS)
+        self.build_patches(in_channels, embed_dim)
+        blocks = [Block(embed_dim, num_heads, mlp_ratio, qkv_bias, self.norm_eps) for _ in range(depth)]
+        self.blocks = nn.SequentialCell(blocks)
+        self.norm = layer_norm(embed_dim, self.norm_eps)
         self.build_token_head(embed_dim, pooling, reduction_dim, num_classes, pooling_args)
+
+    def build_patches(self, in_channels: int, embed_dim: int) -> None:
+        """Add what :meth:`embed` needs."""
+        self.patch_embed = PatchEmbed(in_channels, embed_dim, self.patch_size)
+
+    def embed(self, x: ms.Tensor) -> ms.Tensor:
+        """Images (N, in_channels, H, W) to one token a patch, (N, L, embed_dim)."""
+        return self.patch_embed(x)
 
     def adapt(self, name: str, value: np.ndarray) -> np.ndarray:
         """A parameter of a checkpoint as it is here: the table of positions of another square image is interpolated."""
@@ -91,7 +101,7 @@ class DeiT(TokenClassifier):
         positions = self.pos_embed[:, 1:]
         if grid != self.grid:
             positions = ops.matmul(_resizing(self.grid, grid), positions[0]).expand_dims(0)
-        patches = self.patch_embed(x) + positions
+        patches = self.embed(x) + positions
         # Zeros that a product makes as many of as there are images: what is known without them would be computed in
         # advance, for the batch that an exported network was traced with.
         zeros = ops.matmul(patches[:, :1, :1].reshape(-1, 1), ops.zeros((1, width), x.dtype)).reshape(-1, 1, width)

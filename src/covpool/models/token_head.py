@@ -95,6 +95,11 @@ class TokenClassifier(ImageClassifier):
             return x[:, :1].reshape(-1, self.num_features)
         return x.mean(1)
 
+    def pool_tokens(self, x: ms.Tensor, length: int) -> ms.Tensor:
+        """Tokens of patches (N * length, num_features) to the pooled vector (N, pooling.out_features)."""
+        x = self.layer_reduce(self.layer_reduce_norm(x))
+        return self.pooling(token_map(x.reshape(-1, length, x.shape[1])))
+
     def forward_head(self, x: ms.Tensor, pre_logits: bool = False) -> ms.Tensor:
         """Tokens (N, class_tokens + L, num_features) to logits (N, num_classes).
 
@@ -105,9 +110,7 @@ class TokenClassifier(ImageClassifier):
         if not self.has_reduction:
             return token if bare else self.head(token)
         length = x.shape[1] - self.class_tokens
-        tokens = x[:, self.class_tokens :].reshape(-1, self.num_features)
-        tokens = self.layer_reduce(self.layer_reduce_norm(tokens))
-        vector = self.pooling(token_map(tokens.reshape(-1, length, tokens.shape[1])))
+        vector = self.pool_tokens(x[:, self.class_tokens :].reshape(-1, self.num_features), length)
         if bare:
             return ops.concat((token, vector), 1)
         return self.head(token) + self.fc(vector)
