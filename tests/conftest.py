@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from covpool.errors import UserError
@@ -71,18 +72,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def free_graphs() -> Iterator[None]:
-    """Give back what MindSpore keeps of compiled graphs: 10 to 20 MB for each training of a small network."""
+    """Give back what MindSpore keeps of compiled graphs, 10 to 20 MB for each training, once it is much."""
     yield
     mindspore = sys.modules.get("mindspore")
-    if mindspore is not None:
-        gc.collect()
-        for _ in range(1000):  # MindSpore goes through a table of graphs, and cells that die of it leave the table
-            try:
-                mindspore.ms_memory_recycle()
-                break
-            except RuntimeError as error:
-                if "changed size during iteration" not in str(error):
-                    raise
+    if mindspore is None or psutil.Process().memory_info().rss < 1 << 30:
+        return
+    gc.collect()
+    for _ in range(1000):  # MindSpore goes through a table of graphs, and cells that die of it leave the table
+        try:
+            mindspore.ms_memory_recycle()
+            break
+        except RuntimeError as error:
+            if "changed size during iteration" not in str(error):
+                raise
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_solvers(solver: str, shape: Tuple[int, ...], mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mpn", "logm", "ilogm", "apn", "ibcnn", "ibcnn_lt"])
-def test_every_spectral_pooling_with_either_solver(name: str, graph_mode: None) -> None:
+def test_every_spectral_pooling_with_either_solver(name: str, pynative_mode: None) -> None:
     x, g = features((2, 6, 5, 5)), np.random.default_rng(0).standard_normal((2, 21))
     out, grad = value_and_gradient(create_pooling(name, 6, solver="eigh"), x, g)
     other, other_grad = value_and_gradient(create_pooling(name, 6, solver="svd"), x, g)
