@@ -22,7 +22,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilenet_v2_100": {"width_mult": 0.1, "stem": "small"},
     "shufflenet_v2_x0_5": {"stem": "small"},
     "deit_tiny_patch16": {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
-    "swin_tiny": {"image_size": 32, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 2},
+    "deit_small_dropcov": {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2, "heads": 2, "head_dim": 3},
+    "swin_tiny_patch4": {"image_size": 32, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "window_size": 2},
 }
 # What always runs; the other pairs with --all. tests/pooling has every pooling in both modes, tests/export every
 # pooling as a file, test_reference_logits.py networks of full size.

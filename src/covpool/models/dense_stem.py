@@ -46,10 +46,13 @@ class Transition(nn.Cell):
         super().__init__()
         self.norm = batch_norm(in_channels)
         self.conv = convolution(in_channels, _BETWEEN, 1)
-        self.pool = nn.AvgPool2d(2, 2) if halves else nn.Identity()
+        self.halves = halves
+        # Not nn.AvgPool2d, which asks for the rank: MindSpore does not know it where that of a batch is open.
+        self.average = ops.AvgPool(2, 2, "valid")
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.pool(self.conv(self.norm(x)))
+        x = self.conv(self.norm(x))
+        return self.average(x) if self.halves else x
 
 
 class DenseStem(nn.Cell):
@@ -81,9 +84,11 @@ class VisualTokens(nn.Cell):
 
     def __init__(self, in_channels: int, channels: int, patch_size: int, norm_eps: float | None = None) -> None:
         super().__init__()
+        self.channels, self.patch_size = channels, patch_size
         self.tokens = DenseStem(in_channels, channels, patch_size)
         self.norm = nn.Identity() if norm_eps is None else layer_norm(channels, norm_eps)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        x = self.tokens(x)
-        return self.norm(x.reshape(-1, x.shape[1], x.shape[2] * x.shape[3]).swapaxes(1, 2))
+        # Of the images: after the stem MindSpore knows no size where that of the batch is open.
+        length = (x.shape[2] // self.patch_size) * (x.shape[3] // self.patch_size)
+        return self.norm(self.tokens(x).reshape(-1, self.channels, length).swapaxes(1, 2))
