@@ -168,7 +168,9 @@ class Config:
         1.0, "Factor of the rates; auto takes the one that the pooling brings, see docs/poolings.md.", "x > 0"
     )
     lr_end: float = _key(0.0, "Last rate of linear and cosine.", "0 <= x <= 1e38")
-    warmup_epochs: int = _key(0, "Epochs of linear warm-up from lr_init to lr_max.", "x >= 0")
+    warmup_epochs: int = _key(
+        0, "Epochs of linear warm-up from lr_init to lr_max; none in a training of one epoch.", "x >= 0"
+    )
     lr_epochs: Optional[tuple[int, ...]] = _key(
         None,
         "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "

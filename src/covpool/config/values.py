@@ -219,7 +219,7 @@ def plain(value: Any) -> Any:
 def contradictions(config: Any) -> list[str]:
     """Returns one line for each pair of keys of a `Config` that exclude each other."""
     found = []
-    if config.warmup_epochs >= config.epoch_size:
+    if config.warmup_epochs >= config.epoch_size > 1:
         found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")
     if config.lr_epochs is not None and list(config.lr_epochs) != sorted(set(config.lr_epochs)):
         found.append(f"lr_epochs = {list(config.lr_epochs)}: must be increasing")

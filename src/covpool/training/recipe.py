@@ -25,7 +25,7 @@ def recipe_rates(config: Config, steps: int) -> np.ndarray:
         lr_end=config.lr_end,
         epochs=config.epoch_size,
         steps_per_epoch=steps,
-        warmup_epochs=config.warmup_epochs,
+        warmup_epochs=config.warmup_epochs if config.epoch_size > 1 else 0,  # one epoch is a trial
         milestones=config.lr_epochs,
         gamma=config.lr_gamma,
         family=config.lr_family,
