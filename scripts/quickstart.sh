@@ -36,6 +36,7 @@ cat <<END
 
 Top-1 accuracy $accuracy on 500 images that were not trained on (chance: 10 %).
 The run is in $output: curves.png, metrics.jsonl, checkpoints/, net.mindir.
-Next: your own images, DIR/train/CLASS/* and DIR/val/CLASS/*:
-    .venv/bin/python train.py --config_path=config/finetune.yaml --data_path=DIR
+Next: your own images, DIR/train/CLASS/* and DIR/val/CLASS/* (docs/tutorial.md):
+    source .venv/bin/activate
+    python train.py --config_path=config/own_images.yaml --data_path=DIR
 END

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/how-it-works.md and of the README: overview.png, dropcov.png, fast_mpn.png.
+"""Draws the figures of the README, of docs/how-it-works.md and the textures of docs/tutorial.md.
 
     python docs/images/make_figures.py [--output DIR]
 
@@ -190,6 +190,21 @@ def fast_mpn(folder: Path) -> None:
     save(figure, folder / "fast_mpn.png")
 
 
+def tutorial_textures(folder: Path) -> None:
+    """A texture of each class of `covpool make-textures --strength 0.3`, above the correlations of its channels."""
+    from covpool.data.textures import Textures
+
+    textures = Textures(strength=0.3)
+    figure, axes = plt.subplots(1, textures.classes, figsize=(13, 2.6), gridspec_kw={"wspace": 0.08})
+    for label in range(textures.classes):
+        correlation = textures.correlation(label)[np.triu_indices(3, 1)]
+        red_green, red_blue, green_blue = (f"{value:+.2f}".replace("+0.00", "0") for value in correlation)
+        axes[label].imshow(next(textures.images(label, 1, 0)))
+        axes[label].set_title(f"texture_{label}\nRG {red_green}  RB {red_blue}  GB {green_blue}", fontsize=8)
+        axes[label].axis("off")
+    save(figure, folder / "tutorial_textures.png")
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure and forget it."""
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
@@ -198,10 +213,10 @@ def save(figure: Any, path: Path) -> None:
 
 def main() -> None:
     """Draw all figures."""
-    parser = argparse.ArgumentParser(description="Draw the figures of docs/how-it-works.md and of the README.")
+    parser = argparse.ArgumentParser(description="Draw the figures of the documents.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the PNG files")
     folder = parser.parse_args().output
-    for draw in (overview, dropcov, fast_mpn):
+    for draw in (overview, dropcov, fast_mpn, tutorial_textures):
         draw(folder)
 
 

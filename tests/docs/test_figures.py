@@ -21,7 +21,7 @@ def drawing(root: Path):
     return module
 
 
-@pytest.mark.parametrize("name", ["overview", "dropcov", "fast_mpn"])
+@pytest.mark.parametrize("name", ["overview", "dropcov", "fast_mpn", "tutorial_textures"])
 def test_the_figures_are_up_to_date(drawing, root: Path, tmp_path: Path, name: str) -> None:
     getattr(drawing, name)(tmp_path)
     files = (tmp_path / f"{name}.png", root / "docs" / "images" / f"{name}.png")
