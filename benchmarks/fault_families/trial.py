@@ -91,6 +91,7 @@ class Trial:
         self.problems: list[str] = []
         self.commands: list[list[str]] = []
         self.codes: list[Optional[int]] = []
+        self.others = set(psutil.Process().children(recursive=True))  # this process may have its own
         shutil.rmtree(folder, ignore_errors=True)
         for made in (self.work, self.tmp, folder / "home"):
             made.mkdir(parents=True)
@@ -250,7 +251,7 @@ class Trial:
             with suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
-            left = psutil.Process().children(recursive=True)
+            left = set(psutil.Process().children(recursive=True)) - self.others
             if not left or time.monotonic() > deadline:
                 break
             time.sleep(0.02)
