@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from covpool.build import architecture, build_model, build_source, resolve_class_num
+from covpool.build import architecture, build_model, build_source, resolve_class_num, with_checkpoint
 from covpool.checkpoints.format import Checkpoint
 from covpool.config import Config
 from covpool.errors import UserError
@@ -33,6 +33,13 @@ def test_class_num_auto_takes_the_classes_of_the_data_or_of_the_checkpoint() -> 
     assert resolve_class_num(SAMPLE.replace(class_num=3), Checkpoint(Path("a.ckpt"), parameters)).class_num == 3
     with pytest.raises(UserError, match=r"a\.ckpt holds no classifier; give --class_num=N"):
         resolve_class_num(config, Checkpoint(Path("a.ckpt"), {}))
+
+
+def test_a_checkpoint_of_a_pooling_that_does_not_exist() -> None:
+    about = {"architecture": {**architecture(SAMPLE), "pooling": "\u2064ropcov"}}
+    with pytest.raises(UserError, match=r"a\.ckpt names a pooling that is not known here, '.u2064ropcov'") as refused:
+        with_checkpoint(Config(), Checkpoint(Path("a.ckpt"), {}, about=about))
+    assert refused.value.exit_code == 1
 
 
 def test_more_outputs_than_classes_are_named_once_and_fewer_are_an_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ from covpool.config.schema import options
 from covpool.data import Augmentation, ImageTransform, Source, create_dataset, epoch_order, open_source, usable
 from covpool.errors import ConfigError, UserError
 from covpool.models import ImageClassifier, create_model, model_arguments
+from covpool.pooling import list_poolings
 from covpool.pooling.counter_random import CounterUniform
 from covpool.runtime.distributed import World
 from covpool.runtime.environment import available_cores
@@ -100,6 +101,11 @@ def with_checkpoint(config: Config, checkpoint: Checkpoint, world: World | None 
     saved = checkpoint.about.get("architecture", {})
     if not saved and not any(map(config.says, architecture(config))):
         raise UserError(f"{checkpoint.path} does not say which network it holds: give --config_path=FILE", 2)
+    if saved.get("pooling", "gap") not in list_poolings():
+        name = ascii(saved["pooling"])
+        raise UserError(
+            f"{checkpoint.path} names a pooling that does not exist here, {name}: damaged, or of other code"
+        )
     config, differing = _completed(config, checkpoint, saved)
     if differing:
         raise UserError(f"{checkpoint.path} does not fit the configuration: {differing}")
