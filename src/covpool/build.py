@@ -104,7 +104,7 @@ def with_checkpoint(config: Config, checkpoint: Checkpoint, world: World | None 
     if saved.get("pooling", "gap") not in list_poolings():
         name = ascii(saved["pooling"])
         raise UserError(
-            f"{checkpoint.path} names a pooling that does not exist here, {name}: damaged, or of other code"
+            f"{checkpoint.path} names a pooling that is not known here, {name}: damaged, or of other code"
         )
     config, differing = _completed(config, checkpoint, saved)
     if differing:
