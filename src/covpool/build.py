@@ -103,9 +103,7 @@ def with_checkpoint(config: Config, checkpoint: Checkpoint, world: World | None 
         raise UserError(f"{checkpoint.path} does not say which network it holds: give --config_path=FILE", 2)
     if saved.get("pooling", "gap") not in list_poolings():
         name = ascii(saved["pooling"])
-        raise UserError(
-            f"{checkpoint.path} names a pooling that is not known here, {name}: damaged, or of other code"
-        )
+        raise UserError(f"{checkpoint.path} names a pooling that is not known here, {name}: damaged, or of other code")
     config, differing = _completed(config, checkpoint, saved)
     if differing:
         raise UserError(f"{checkpoint.path} does not fit the configuration: {differing}")
