@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from mindspore import nn
 
-from covpool.checkpoints import convert_state_dict, load_into
+from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
 from covpool.checkpoints.names import is_counter
 from covpool.export import export_network, open_exported
 from covpool.training.recipe import build_optimizer, parameter_groups
@@ -96,3 +96,12 @@ def exported_error(cell: nn.Cell, folder: Path, file_format: str, x: np.ndarray)
     model = open_exported(export_network(cell, folder / "net", file_format, x, {}).path)
     expected = cell(ms.Tensor(x)).asnumpy()
     return max(relative(model(x[:size]), expected[:size]) for size in (len(x), 1))
+
+
+def state_there_and_back(cell: nn.Cell, module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The weights of a module, given to a cell and read back under PyTorch's names: the same, bit by bit."""
+    same_weights(cell, module)
+    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    back = to_pytorch({p.name: p for p in cell.get_parameters()})
+    assert set(back) == set(state) and all((back[name] == state[name]).all() for name in state)
+    return back

@@ -11,7 +11,7 @@ import torch
 from mindspore import nn
 
 from covpool.build import architecture, build_model
-from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
+from covpool.checkpoints import convert_state_dict, load_into
 from covpool.checkpoints.format import read_checkpoint, save_checkpoint
 from covpool.config import Config
 from covpool.errors import UserError
@@ -19,13 +19,13 @@ from covpool.models import create_model, freeze
 from covpool.models.transformer import resize_grid_matrix
 from covpool.training.recipe import parameter_groups
 from tests.models.agreement import (
-    count,
     exported_error,
     gradient_errors,
     images,
     output_error,
     relative,
     same_weights,
+    state_there_and_back,
     steps_error,
 )
 from tests.models.peers import timm
@@ -42,21 +42,6 @@ def ours(pooling: str = "gap", size: int | tuple[int, int] = 32, **args: object)
 def theirs(size: int = 32, **args: object) -> torch.nn.Module:
     model = timm.models.vision_transformer.VisionTransformer
     return model(img_size=size, num_classes=5, dynamic_img_size=True, **{**SMALL, **args}).eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("deit_small_patch16_224", 22_050_664),
-        pytest.param("deit_tiny_patch16_224", 5_717_416, marks=pytest.mark.only_with_all),
-        pytest.param("deit_base_patch16_224", 86_567_656, marks=pytest.mark.only_with_all),
-    ],
-)
-def test_the_real_network(name, parameters, pynative_mode):
-    cell, module = create_model(name, pooling="gap").set_train(False), timm.create_model(name).eval()
-    assert count(cell) == parameters
-    same_weights(cell, module)
-    assert output_error(cell, module, images(224, 1)) < 1e-5
 
 
 def test_logits_at_every_size_in_both_modes(mode):
@@ -92,10 +77,7 @@ def test_positions_are_interpolated_as_timm_does(old, new):
 
 def test_names_there_and_back(pynative_mode):
     cell, module = ours(), theirs()
-    same_weights(cell, module)
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    back = to_pytorch({p.name: p for p in cell.get_parameters()})
-    assert set(back) == set(state) and all((back[name] == state[name]).all() for name in state)
+    back = state_there_and_back(cell, module)
     theirs().load_state_dict({name: torch.tensor(value) for name, value in back.items()})
 
 

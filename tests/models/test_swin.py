@@ -11,16 +11,16 @@ import pytest
 import torch
 from mindspore import nn
 
-from covpool.checkpoints import convert_state_dict, to_pytorch
+from covpool.checkpoints import convert_state_dict
 from covpool.models import create_model
 from covpool.training.recipe import parameter_groups
 from tests.models.agreement import (
-    count,
     exported_error,
     gradient_errors,
     images,
     output_error,
     same_weights,
+    state_there_and_back,
     steps_error,
 )
 from tests.models.peers import timm
@@ -37,21 +37,6 @@ def ours(pooling: str = "gap", size: int | tuple[int, int] = 32, **args: object)
 def theirs(size: int | tuple[int, int] = 32, **args: object) -> torch.nn.Module:
     model = timm.models.swin_transformer.SwinTransformer
     return model(img_size=size, num_classes=5, drop_path_rate=0.0, **{**SMALL, **args}).eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        (NAME, 28_288_354),
-        pytest.param("swin_small_patch4_window7_224", 49_606_258, marks=pytest.mark.only_with_all),
-        pytest.param("swin_base_patch4_window7_224", 87_768_224, marks=pytest.mark.only_with_all),
-    ],
-)
-def test_the_real_network(name, parameters, pynative_mode):
-    cell, module = create_model(name, pooling="gap").set_train(False), timm.create_model(name).eval()
-    assert count(cell) == parameters
-    same_weights(cell, module)
-    assert output_error(cell, module, images(224, 1)) < 1e-5
 
 
 # Windows of the second stage: 4 of 8 tokens, 4 of 4 (not shifted), 2 of 2 (smaller than asked for), oblong.
@@ -95,10 +80,7 @@ def as_published(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_names_there_and_back(pynative_mode):
     cell, module = ours(), theirs()
-    same_weights(cell, module)
-    state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    back = to_pytorch({p.name: p for p in cell.get_parameters()})
-    assert set(back) == set(state) and all((back[name] == state[name]).all() for name in state)
+    state = state_there_and_back(cell, module)
     published = convert_state_dict(as_published(state))
     assert set(published) == {p.name for p in cell.get_parameters()}
     assert all((p.asnumpy() == published[p.name].asnumpy()).all() for p in cell.get_parameters())

@@ -15,7 +15,7 @@ from covpool.checkpoints.format import save_checkpoint
 from covpool.models import create_model
 from covpool.pooling import list_poolings
 from tests.fidelity.pytorch_twin import covariance, newton_schulz_root
-from tests.models.agreement import gradient_errors, images, output_error, same_weights, steps_error
+from tests.models.agreement import count, gradient_errors, images, output_error, same_weights, steps_error
 from tests.models.peers import timm
 
 SMALL = {
@@ -30,6 +30,24 @@ KINDS = pytest.mark.parametrize("kind", list(NAMES))
 def ours(kind: str, pooling: str, **args: object) -> nn.Cell:
     sizes = {"image_size": 32, "num_classes": 5, "reduction_dim": D, **SMALL[kind]}
     return create_model(NAMES[kind], pooling=pooling, **{**sizes, **args}).set_train(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("deit_small_patch16_224", 22_050_664),
+        ("swin_tiny_patch4_window7_224", 28_288_354),
+        pytest.param("deit_tiny_patch16_224", 5_717_416, marks=pytest.mark.only_with_all),
+        pytest.param("deit_base_patch16_224", 86_567_656, marks=pytest.mark.only_with_all),
+        pytest.param("swin_small_patch4_window7_224", 49_606_258, marks=pytest.mark.only_with_all),
+        pytest.param("swin_base_patch4_window7_224", 87_768_224, marks=pytest.mark.only_with_all),
+    ],
+)
+def test_the_plain_networks_are_timms(name, parameters, pynative_mode):
+    cell, module = create_model(name, pooling="gap").set_train(False), timm.create_model(name).eval()
+    assert count(cell) == parameters
+    same_weights(cell, module)
+    assert output_error(cell, module, images(224, 1)) < 1e-5
 
 
 class Twin(torch.nn.Module):

@@ -179,8 +179,8 @@ class ImageClassifier(nn.Cell, ABC):
         self.compile_cache.clear()
 
     def stage_info(self) -> FeatureInfo:
-        """Name, channels and reduction of every stage."""
-        raise NotImplementedError
+        """Name, channels and reduction of every stage; empty where ``stages`` is."""
+        return FeatureInfo()
 
     def forward_stages(self, x: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """Images (N, in_channels, H, W) to the maps of the stages that are there."""
