@@ -157,7 +157,8 @@ def test_any_command_line(folder, argv):
 def values_of(option):
     """Values that a key accepts by type; bounds and combinations may still reject them."""
     texts = st.text(st.characters(exclude_characters="\0"), max_size=12)
-    numbers = {
+    plain = {
+        "str": texts,
         "int": st.integers(0, 2**32 - 1) | st.integers(0, 9),
         "float": st.floats(0, allow_nan=False, allow_infinity=False) | st.floats(0, 1),
     }
@@ -165,13 +166,12 @@ def values_of(option):
         return st.sampled_from(option.choices)
     if option.kind.startswith("list of "):
         size = {"min_size": option.length, "max_size": option.length} if option.length else {"max_size": 4}
-        return st.lists(numbers[option.kind.rpartition(" ")[2]], **size)
-    scalars = st.none() | st.booleans() | numbers["int"] | numbers["float"] | texts
+        return st.lists(plain[option.kind.rpartition(" ")[2]], **size)
+    scalars = st.none() | st.booleans() | plain["int"] | plain["float"] | texts
     return {
         "bool": st.booleans(),
-        "str": texts,
         "dict": st.dictionaries(st.from_regex("[a-z_]{1,6}", fullmatch=True), scalars | st.lists(scalars, max_size=2)),
-        **numbers,
+        **plain,
     }[option.kind]
 
 

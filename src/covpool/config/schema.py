@@ -66,6 +66,12 @@ class Config:
     model_args: Mapping[str, Any] = _key(
         {}, "Further arguments of the network, e.g. {depth: 4}; on the command line also --model_args.NAME=VALUE."
     )
+    drop_rate: Optional[float] = _key(
+        None, "Dropout before the classifier; null for the network's own (0.2 of MobileNetV2, else 0).", "0 <= x < 1"
+    )
+    drop_path_rate: float = _key(
+        0.0, "Stochastic depth: how often the last block is left out, rising from 0 at the first.", "0 <= x < 1"
+    )
 
     dataset: str = _key(
         "image_folder",
@@ -110,6 +116,29 @@ class Config:
         (0.75, 1.3333333), "Smallest and largest aspect ratio of the random resized crop.", "x > 0", length=2
     )
     flip_probability: float = _key(0.5, "Probability of a horizontal flip in training.", "0 <= x <= 1")
+    vertical_flip: float = _key(0.0, "Probability of a vertical flip in training.", "0 <= x <= 1")
+    color_jitter: float = _key(
+        0.0, "Strength of random brightness, contrast and saturation; 0 for none.", "0 <= x <= 1"
+    )
+    auto_augment: str = _key(
+        "", "Random operations on training images, as timm writes them: rand-m9-mstd0.5-inc1, trivial; empty for none."
+    )
+    random_erasing: float = _key(0.0, "Probability of erasing a rectangle of a training image.", "0 <= x <= 1")
+    erasing_mode: str = _key(
+        "pixel",
+        "What random_erasing fills in: pixel (normal noise) or const (0, the mean).",
+        choices=("pixel", "const"),
+    )
+    repeated_augmentation: int = _key(
+        1, "Times that an image is drawn, each time augmented anew; an epoch stays as long.", "1 <= x <= 64"
+    )
+    mixup: float = _key(0.0, "Alpha of mixup; 0 for none.", "0 <= x <= 100")
+    cutmix: float = _key(0.0, "Alpha of CutMix; 0 for none.", "0 <= x <= 100")
+    mix_probability: float = _key(1.0, "Part of the batches that mixup and cutmix mix.", "0 <= x <= 1")
+    mix_switch_probability: float = _key(
+        0.5, "Part of the mixed batches that cutmix takes, where both are on.", "0 <= x <= 1"
+    )
+    mix_off_epoch: int = _key(0, "Epochs after which batches are mixed no more; 0 for never.", "x >= 0")
     mean: Optional[tuple[float, ...]] = _key(None, "Mean per channel, of 0 to 1; null for the data set's own.")
     std: Optional[tuple[float, ...]] = _key(
         None, "Standard deviation per channel; null for the data set's own.", "x > 0"
@@ -127,14 +156,41 @@ class Config:
     epoch_size: int = _key(100, "Number of epochs.", "1 <= x <= 100000")
     optimizer: str = _key(
         "momentum",
-        "MindSpore's optimiser, for one update rule: Momentum, or SGD, which is slower (nesterov always takes SGD).",
-        choices=("sgd", "momentum"),
+        "Optimiser. momentum and sgd are one update rule in two of MindSpore's optimisers, of which momentum is faster "
+        "(nesterov always takes sgd).",
+        choices=("sgd", "momentum", "adamw", "lamb", "lion"),
     )
+    betas: Optional[tuple[float, ...]] = _key(
+        None,
+        "Decay of both moments of adamw, lamb (null: 0.9, 0.999) and lion (null: 0.9, 0.99).",
+        "0 <= x < 1",
+        length=2,
+    )
+    eps: Optional[float] = _key(None, "Added to the root of adamw (null: 1e-8) and lamb (null: 1e-6).", "0 < x <= 1")
     momentum: float = _key(0.9, "Momentum.", "0 <= x < 1")
     nesterov: bool = _key(False, "Nesterov's form of the momentum.")
     weight_decay: float = _key(1e-4, "Weight decay, not applied to beta, gamma and bias.", "0 <= x <= 1e38")
     decay_all: bool = _key(False, "Apply the weight decay to beta, gamma and bias, too.")
+    layer_decay: float = _key(
+        1.0, "Factor of the rate from each group of layers to the one before it, as timm counts them.", "0 < x <= 1"
+    )
+    head_lr_factor: float = _key(1.0, "Factor of the rate of everything after the backbone.", "0 < x <= 1e6")
+    freeze: tuple[str, ...] = _key(
+        (), "Parts of the network that do not train, e.g. [layer1, layer2]; backbone for all but the head."
+    )
     freeze_bn: bool = _key(False, "Keep the running statistics of batch normalisation as loaded.")
+    clip_grad: Optional[float] = _key(None, "Bound of the gradients, see clip_mode; null for none.", "0 < x <= 1e38")
+    clip_mode: str = _key(
+        "norm", "What clip_grad bounds: the norm of all gradients together, or each value.", choices=("norm", "value")
+    )
+    accumulate_steps: int = _key(
+        1, "Batches of batch_size whose gradients make one step; they are taken one after the other.", "1 <= x <= 65536"
+    )
+    ema_decay: float = _key(
+        0.0, "Decay of the moving average of the weights, which is evaluated and saved; 0 for none.", "0 <= x < 1"
+    )
+    ema_warmup: bool = _key(True, "Begin the moving average with a smaller decay: (1 + step) / (10 + step).")
+    recompute: bool = _key(False, "Compute the activations of each block again in the backward pass: less memory.")
     amp_level: str = _key("O0", "Mixed precision level.", choices=("O0", "O1", "O2", "O3", "auto"))
     loss_scale_mode: str = _key(
         "fixed",
@@ -155,7 +211,18 @@ class Config:
         "cosine",
         "Learning-rate schedule; lr_norm, lr_fast and lr_adju are those of CVPR 2020, port_cosine is the cosine of the "
         "MindSpore ports.",
-        choices=("linear", "poly", "cosine", "port_cosine", "step", "steps", "lr_norm", "lr_fast", "lr_adju"),
+        choices=(
+            "linear",
+            "poly",
+            "cosine",
+            "one_cycle",
+            "port_cosine",
+            "step",
+            "steps",
+            "lr_norm",
+            "lr_fast",
+            "lr_adju",
+        ),
         aliases=_ADJUST,
     )
     lr_family: str = _key("resnet", "Networks whose CVPR 2020 schedules are meant.", choices=("resnet", "mobilenetv2"))
@@ -164,13 +231,19 @@ class Config:
     )
     lr_init: float = _key(0.0, "Rate at the start of the warm-up.", "0 <= x <= 1e38")
     lr_max: float = _key(0.1, "Highest (base) rate.", "0 <= x <= 1e38")
+    lr_base: Optional[float] = _key(
+        None, "Rate for a global batch of lr_base_size images; gives lr_max in proportion.", "0 <= x <= 1e38"
+    )
+    lr_base_size: int = _key(256, "Global batch that lr_base is meant for.", "1 <= x <= 1000000")
     lr_factor: Union[float, Literal["auto"]] = _key(
         1.0, "Factor of the rates; auto takes the one that the pooling brings, see docs/poolings.md.", "x > 0"
     )
     lr_end: float = _key(0.0, "Last rate of linear and cosine.", "0 <= x <= 1e38")
+    lr_power: float = _key(2.0, "Power of poly.", "0 < x <= 100")
     warmup_epochs: int = _key(
         0, "Epochs of linear warm-up from lr_init to lr_max; none in a training of one epoch.", "x >= 0"
     )
+    cooldown_epochs: int = _key(0, "Last epochs, at the rate lr_end.", "x >= 0")
     lr_epochs: Optional[tuple[int, ...]] = _key(
         None,
         "Epochs at which step and steps multiply the rate by lr_gamma; null for the points of the ports: 0.2, 0.5, "
@@ -182,6 +255,23 @@ class Config:
     label_smooth_factor: float = _key(
         0.1, "Probability spread evenly over all classes by label smoothing.", "0 <= x < 1"
     )
+    loss: str = _key(
+        "cross_entropy",
+        "Training loss: cross_entropy, bce (binary, of every class apart) or focal.",
+        choices=("cross_entropy", "bce", "focal"),
+    )
+    focal_gamma: float = _key(2.0, "Exponent of the focal loss.", "0 <= x <= 100")
+    class_weights: Optional[tuple[float, ...]] = _key(
+        None, "Weight of each class in the loss, in the order of the classes; null for equal ones.", "0 <= x <= 1e6"
+    )
+    teacher: str = _key("", "Checkpoint of a network to learn from (distillation).", path=True)
+    distillation: str = _key(
+        "soft",
+        "What is learned from the teacher: its probabilities (soft), or its answer (hard).",
+        choices=("soft", "hard"),
+    )
+    distillation_alpha: float = _key(0.5, "Weight of the teacher in the loss.", "0 <= x <= 1")
+    distillation_tau: float = _key(1.0, "Temperature of soft distillation.", "0 < x <= 1000")
 
     run_eval: bool = _key(True, "Evaluate on val/ while training.")
     eval_interval: int = _key(1, "Epochs between two evaluations.", "x >= 1")
@@ -216,6 +306,7 @@ class Config:
 
     checkpoint_file_path: str = _key("", "Checkpoint to evaluate or to export.", path=True)
     split: str = _key("val", "What eval evaluates on: val/, or an image folder's test/.", choices=("val", "test"))
+    use_ema: bool = _key(True, "Take the averaged weights of a checkpoint that has them (ema_decay).")
     result_path: str = _key("", "JSON file for the result of an evaluation.", path=True)
     report_path: str = _key("", "Folder for the confusion matrix and mistakes of an evaluation.", path=True)
     robustness: str = _key(

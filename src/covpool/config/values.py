@@ -27,7 +27,12 @@ _CONSTANTS = {"": None, "~": None, "null": None, "True": True, "true": True, "Fa
 _MAX_INTEGER = 2**32 - 1  # the largest seed; no other key comes near it
 _NOUNS = {
     **{"bool": "True or False", "int": "an integer", "float": "a number", "str": "a string"},
-    **{"dict": "a mapping of names to values", "list of int": "integers", "list of float": "numbers"},
+    **{
+        "dict": "a mapping of names to values",
+        "list of int": "integers",
+        "list of float": "numbers",
+        "list of str": "names",
+    },
 }
 # First epoch, counted from 0, at which (1 - (e - 1) / 52)^11 and (1 - (e - 1) / 49)^2 are 0, and the designed length.
 _ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
@@ -42,7 +47,7 @@ class Option:
     """One configuration key."""
 
     name: str
-    kind: str  # `bool`, `int`, `float`, `str`, `dict`, `list of int` or `list of float`
+    kind: str  # `bool`, `int`, `float`, `str`, `dict`, `list of int`, `list of float` or `list of str`
     words: tuple[Any, ...]  # what may stand in place of such a value: None (written `null`), or a word such as `auto`
     default: Any  # where no file and no command line gives a value
     help: str  # one sentence for `--help` and the reference
