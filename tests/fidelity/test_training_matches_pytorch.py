@@ -19,7 +19,8 @@ from mindspore import nn
 from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
 from covpool.models import create_model
 from covpool.models.classifier import batch_norm
-from covpool.training.recipe import LabelSmoothingCrossEntropy, build_optimizer
+from covpool.training.losses import LabelSmoothingCrossEntropy
+from covpool.training.recipe import build_optimizer
 from covpool.training.schedules import learning_rates
 from tests.fidelity.pytorch_twin import TwinResNet
 

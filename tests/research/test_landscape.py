@@ -14,7 +14,7 @@ from covpool import cli
 from covpool.errors import UserError
 from covpool.models import create_model
 from covpool.research.landscape import LENGTHS, Probe, band_widths, mean_records, plot_landscape, read_records
-from covpool.training.recipe import LabelSmoothingCrossEntropy
+from covpool.training.losses import LabelSmoothingCrossEntropy
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from covpool.training.recipe import LabelSmoothingCrossEntropy
+from covpool.training.losses import LabelSmoothingCrossEntropy
 
 
 def reference(logits: np.ndarray, labels: np.ndarray, eps: float) -> tuple[float, np.ndarray]:

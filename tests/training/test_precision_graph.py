@@ -20,7 +20,8 @@ from covpool.models import create_model
 from covpool.models.classifier import ImageClassifier, batch_norm, convolution
 from covpool.pooling import list_poolings, pooling_info
 from covpool.pooling.base import Pooling
-from covpool.training.recipe import LabelSmoothingCrossEntropy, loss_scale_manager
+from covpool.training.losses import LabelSmoothingCrossEntropy
+from covpool.training.recipe import loss_scale_manager
 from covpool.training.step import apply_amp_level
 
 LEVELS = ("O1", "O2", "O3", "auto")

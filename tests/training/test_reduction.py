@@ -60,7 +60,7 @@ def test_classifiers_of_the_networks(name: str, dim: int, share: float, groups: 
 # groups apart. With one thread each, two ranks with one graph have one order.
 RANKS = """
     from mindspore.train.amp import build_train_network
-    from covpool.training.recipe import LabelSmoothingCrossEntropy
+    from covpool.training.losses import LabelSmoothingCrossEntropy
     from covpool.training.recipe import build_optimizer
     from covpool.training.ranks import fuse_reductions, reduce_in_order
 

@@ -21,7 +21,8 @@ from covpool.config import Config
 from covpool.data import pipeline_errors, steps_per_epoch
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
-from covpool.training.recipe import recipe_loss, recipe_optimizer, recipe_rates
+from covpool.training.losses import recipe_loss
+from covpool.training.recipe import recipe_optimizer, recipe_rates
 
 LENGTHS = np.linspace(0.1, 75.0, 50)
 

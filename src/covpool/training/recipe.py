@@ -1,4 +1,4 @@
-"""The recipe of a training: loss, optimiser, rates and loss scale."""
+"""The recipe of a training: optimiser, rates and loss scale."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 from mindspore.train import DynamicLossScaleManager, FixedLossScaleManager
 
 from covpool.config import Config
@@ -38,11 +38,6 @@ def rate_factor(config: Config) -> float:
     return pooling_info(config.pooling).rate_factor if config.lr_factor == "auto" else config.lr_factor
 
 
-def recipe_loss(config: Config) -> nn.Cell:
-    """The configured loss of logits and labels."""
-    return LabelSmoothingCrossEntropy(config.label_smooth_factor if config.use_label_smooth else 0.0)
-
-
 def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
     """The configured optimiser of a network's trainable parameters."""
     return build_optimizer(
@@ -55,35 +50,6 @@ def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.
         decay_all=config.decay_all,
         loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
     )
-
-
-class LabelSmoothingCrossEntropy(nn.Cell):
-    """Softmax cross entropy with label smoothing, averaged over the batch, in float32 at every precision level.
-
-    The target distribution is ``(1 - eps) * onehot + eps / K`` on all K classes (Szegedy et al., CVPR 2016, section 7;
-    also PyTorch's form). The public MindSpore ports spread eps over the K - 1 wrong classes instead.
-
-    Args:
-        label_smoothing: eps in [0, 1).
-    """
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
-        self.label_smoothing = float(label_smoothing)
-        self.one_hot = ops.OneHot()
-        self.cross_entropy = ops.SoftmaxCrossEntropyWithLogits()
-
-    def construct(self, logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
-        """Logits (N, K) and integer labels (N,) to the mean loss, a float32 scalar."""
-        logits = ops.cast(logits, ms.float32)
-        classes = logits.shape[1]
-        low = self.label_smoothing / classes
-        on = ops.cast(1.0 - self.label_smoothing + low, ms.float32)
-        off = ops.cast(low, ms.float32)
-        loss, _ = self.cross_entropy(logits, self.one_hot(labels, classes, on, off))
-        return ops.mean(loss)
 
 
 # Matrices of a transformer that are added to what it computes, as a bias is.

@@ -11,8 +11,9 @@ from covpool.errors import UserError
 from covpool.kernels import apply_cpu_kernels, threads_of_process
 from covpool.pooling.base import Float32Cell
 from covpool.runtime.distributed import World
+from covpool.training.losses import recipe_loss
 from covpool.training.ranks import fuse_reductions, reduce_in_order
-from covpool.training.recipe import loss_scale_manager, recipe_loss
+from covpool.training.recipe import loss_scale_manager
 
 
 def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World) -> Model:
