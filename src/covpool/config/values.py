@@ -258,6 +258,11 @@ def contradictions(config: Any) -> list[str]:
         found.append("nesterov = True: needs a momentum above 0")
     if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
         found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
+    weights, classes = config.class_weights, config.class_num
+    if weights is not None and classes != "auto" and len(weights) != classes:
+        found.append(f"class_weights: {len(weights)} numbers for class_num = {classes} classes")
+    if weights is not None and not any(weights):
+        found.append("class_weights: all are 0")
     if config.robustness != "none" and (config.report_path or config.split != "val"):
         key = "report_path" if config.report_path else "split"
         found.append(f"{key} = {getattr(config, key)}: not for robustness sets (robustness = {config.robustness})")
