@@ -14,7 +14,7 @@ from covpool.data import (
     steps_per_epoch,
     training_positions,
 )
-from covpool.data.transforms import augmentation_draws, random_crop_box
+from covpool.data.augment import augmentation_draws, random_crop_box
 from covpool.errors import UserError
 from tests.data.image_files import dataset
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from covpool.build import image_transform
 from covpool.config import Config
 from covpool.data import Augmentation, ImageTransform, array_source, create_dataset
-from covpool.data.transforms import (
+from covpool.data.augment import (
     CHUNK,
     augmentation_draws,
     flip_horizontally,

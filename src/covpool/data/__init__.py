@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from covpool.data.arrays import ArraySource, array_source
+from covpool.data.augment import Augmentation
 from covpool.data.datasets import open_source
 from covpool.data.pipeline import (
     create_dataset,
@@ -13,7 +14,7 @@ from covpool.data.pipeline import (
     training_positions,
 )
 from covpool.data.sources import Source
-from covpool.data.transforms import Augmentation, ImageTransform
+from covpool.data.transforms import ImageTransform
 from covpool.data.usable import usable
 
 __all__ = [

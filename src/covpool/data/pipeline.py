@@ -12,8 +12,9 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
+from covpool.data.augment import CHUNK, Augmentation, augmentation_draws
 from covpool.data.sources import Source
-from covpool.data.transforms import CHUNK, DRAWS, Augmentation, ImageTransform, Stage, augmentation_draws, check_counts
+from covpool.data.transforms import ImageTransform, Stage, check_counts
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
 
@@ -22,9 +23,13 @@ _RAISED = re.compile(rf"^{re.escape(UserError.__module__)}\.{UserError.__name__}
 _ADVICE = "--bad_images=skip leaves such images out, covpool check-data lists them"
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of all images in one epoch, the same for every number of ranks: a permutation, int64 (num_samples,)."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
+def epoch_order(num_samples: int, seed: int, epoch: int, repeats: int = 1) -> np.ndarray:
+    """The order of all images in one epoch, the same for every number of ranks: a permutation, int64 (num_samples,).
+
+    With ``repeats`` each image comes that many times in a row, and the order ends where it is as long as without.
+    """
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_samples)
+    return order if repeats == 1 else np.repeat(order, repeats)[:num_samples]
 
 
 def steps_per_epoch(num_samples: int, batch_size: int, world_size: int = 1) -> int:
@@ -104,7 +109,7 @@ def create_dataset(
         if first_step >= len(positions) // batch_size:
             raise UserError(f"first_step must lie in 0 to {len(positions) // batch_size - 1}, got {first_step}")
         positions = positions[first_step * batch_size :]
-        order = epoch_order(source.num_samples, seed, epoch)[positions]
+        order = epoch_order(source.num_samples, seed, epoch, augmentation.repeated_augmentation)[positions]
         stages += augmentation.stages(transform, source.image_shape)
     else:
         positions = order = evaluation_indices(source.num_samples, rank, world_size)
@@ -113,7 +118,7 @@ def create_dataset(
         stages += transform.stages(source.image_shape)
 
     workers = min(num_workers or available_cores(), os.cpu_count() or 1)
-    rows = _Rows(order, source.labels, positions, seed, epoch, DRAWS[augmentation.kind] if augmentation else 0)
+    rows = _Rows(order, source.labels, positions, seed, epoch, augmentation.widths if augmentation else (0, 0))
     dataset = ds.GeneratorDataset(
         rows, rows.columns, shuffle=False, num_parallel_workers=1, python_multiprocessing=False
     )
@@ -137,11 +142,17 @@ class _Rows:
     """The rows a pipeline starts from: image index, label and the image's random numbers."""
 
     def __init__(
-        self, order: np.ndarray, labels: np.ndarray, positions: np.ndarray, seed: int, epoch: int, width: int
+        self,
+        order: np.ndarray,
+        labels: np.ndarray,
+        positions: np.ndarray,
+        seed: int,
+        epoch: int,
+        widths: tuple[int, int],
     ) -> None:
-        self.columns = ["image", "label", "draws"] if width else ["image", "label"]
+        self.columns = ["image", "label", "draws"] if any(widths) else ["image", "label"]
         self._order, self._labels, self._positions = order, labels, positions
-        self._seed, self._epoch, self._width = seed, epoch, width
+        self._seed, self._epoch, self._widths = seed, epoch, widths
         self._chunk = (-1, np.empty(0, np.float32))  # one tuple: replaced at once, so readers never see half of it
 
     def __len__(self) -> int:
@@ -150,13 +161,13 @@ class _Rows:
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
         index = self._order[row]
         found = (np.asarray(index, np.int64), np.asarray(self._labels[index], np.int32))
-        return (*found, self._draws(int(self._positions[row]))) if self._width else found
+        return (*found, self._draws(int(self._positions[row]))) if any(self._widths) else found
 
     def _draws(self, position: int) -> np.ndarray:
         number, draws = self._chunk
         wanted, place = divmod(position, CHUNK)
         if wanted != number:
-            draws = augmentation_draws(self._seed, self._epoch, wanted, self._width)
+            draws = augmentation_draws(self._seed, self._epoch, wanted, *self._widths)
             self._chunk = (wanted, draws)
         return draws[place]
 
@@ -171,11 +182,11 @@ def _apply(dataset: Any, stages: Sequence[Stage], workers: int) -> Any:
         columns = ["image", "draws"] if any(kind == "draws" for kind, _ in members) else ["image"]
         done: list[Callable[..., Any]] = [operator for _, operator in members]
         done = [partial(_run, members)] if python else done
-        dataset = dataset.map(done, columns, ["image"], num_parallel_workers=workers, python_multiprocessing=False)
+        dataset = dataset.map(done, columns, columns, num_parallel_workers=workers, python_multiprocessing=False)
     return dataset
 
 
-def _run(stages: Sequence[Stage], image: np.ndarray, draws: Optional[np.ndarray] = None) -> np.ndarray:
+def _run(stages: Sequence[Stage], image: np.ndarray, *draws: np.ndarray) -> tuple[np.ndarray, ...]:
     for kind, function in stages:
-        image = function(image, draws) if kind == "draws" else function(image)
-    return image
+        image = function(image, *draws) if kind == "draws" else function(image)
+    return image, *draws

@@ -1,9 +1,8 @@
-"""Image transforms: how an image becomes the network's input, in evaluation and, augmented, in training."""
+"""Image transforms: how an image becomes the network's input."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +13,7 @@ import numpy as np
 from covpool.data.sources import IMAGENET_MEAN, IMAGENET_STD, Source, check_choice
 from covpool.errors import UserError
 
-# All randomness comes from numbers drawn beforehand, one row per image: what happens to an image depends on nothing but
-# them, however many threads work.
-_TRIES = 10  # of a random crop, as in torchvision
-# Numbers per image and kind of augmentation: vertical place, horizontal place, flip, then (area, aspect ratio) per try.
-DRAWS = {"imagenet": 3 + 2 * _TRIES, "small": 3, "none": 0}
 LONGEST = 16  # times the shorter side
-CHUNK = 1024  # positions that share one generator
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "area", "pilcubic")
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
@@ -28,72 +21,6 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 # What to apply, after "operator" for MindSpore's C++ code, "python" for a function of the image, or "draws" for a
 # function of the image and its random numbers.
 Stage = tuple[str, Callable[..., Any]]
-
-
-def augmentation_draws(seed: int, epoch: int, chunk: int, width: int) -> np.ndarray:
-    """The random numbers of positions 1024 chunk to 1024 chunk + 1023 of an epoch's order, float32 (1024, width)."""
-    generator = np.random.Generator(np.random.PCG64([seed, epoch, 1, chunk]))
-    return generator.random((CHUNK, width), dtype=np.float32)
-
-
-def random_crop_box(
-    height: int, width: int, draws: np.ndarray, scale: Sequence[float], ratio: Sequence[float]
-) -> tuple[int, int, int, int]:
-    """Choose the part of an image that a random resized crop keeps: (top, left, height, width) in pixels.
-
-    Area uniform in ``scale`` times the image's, width / height log-uniform in ``ratio``, place uniform; ten tries to
-    find one that fits, else the largest centred part whose aspect ratio is in the range. The rule is torchvision's
-    (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6). ``draws``: in [0, 1), shape (23,).
-    """
-    values = draws.tolist()
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for area_draw, ratio_draw in zip(values[3::2], values[4::2]):
-        area = height * width * (scale[0] + area_draw * (scale[1] - scale[0]))
-        aspect = math.exp(low + ratio_draw * (high - low))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(values[0] * (height - crop_height + 1))
-            left = int(values[1] * (width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    crop_width, crop_height = width, height
-    if width / height < ratio[0]:
-        crop_height = min(height, max(1, round(width / ratio[0])))
-    elif width / height > ratio[1]:
-        crop_width = min(width, max(1, round(height * ratio[1])))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def flip_horizontally(image: np.ndarray) -> np.ndarray:
-    """Mirror an image left to right: (H, W, C) uint8 -> (H, W, C), contiguous."""
-    height, width, channels = image.shape
-    # Moving whole pixels is twice as fast as letting NumPy step backwards through single bytes.
-    pixels = np.ascontiguousarray(image).view(f"V{channels}")
-    return np.ascontiguousarray(pixels[:, ::-1]).view(np.uint8).reshape(height, width, channels)
-
-
-def random_crop(
-    image: np.ndarray, draws: np.ndarray, scale: Sequence[float], ratio: Sequence[float], flip_probability: float
-) -> np.ndarray:
-    """Cut out the random part of an image and perhaps mirror it: (H, W, C) uint8 -> (h, w, C), contiguous."""
-    top, left, height, width = random_crop_box(image.shape[0], image.shape[1], draws, scale, ratio)
-    # Contiguous, because MindSpore copies a strided array element by element (2 ms for a photo).
-    part = np.ascontiguousarray(image[top : top + height, left : left + width])
-    return flip_horizontally(part) if draws[2] < flip_probability else part
-
-
-def random_shift(image: np.ndarray, draws: np.ndarray, padding: int, flip_probability: float) -> np.ndarray:
-    """Shift an image by up to ``padding`` pixels, black where nothing is left, and perhaps mirror it.
-
-    The usual augmentation of CIFAR: pad every side, crop the old size at a random place. uint8 (H, W, C) -> the same,
-    contiguous; ``draws`` in [0, 1), shape (3,).
-    """
-    height, width, channels = image.shape
-    padded = np.zeros((height + 2 * padding, width + 2 * padding, channels), np.uint8)
-    padded[padding : padding + height, padding : padding + width] = image
-    top = int(float(draws[0]) * (2 * padding + 1))
-    left = int(float(draws[1]) * (2 * padding + 1))
-    part = np.ascontiguousarray(padded[top : top + height, left : left + width])
-    return flip_horizontally(part) if draws[2] < flip_probability else part
 
 
 def trim_long_side(image: np.ndarray) -> np.ndarray:
@@ -158,7 +85,7 @@ class ImageTransform:
         data set read as one channel takes the average of the three.
         """
         own = (source.mean, source.std) if source else (IMAGENET_MEAN, IMAGENET_STD)
-        mean, std = (_per_channel(o, channels) if v is None else tuple(v) for o, v in zip(own, (mean, std)))
+        mean, std = (per_channel(o, channels) if v is None else tuple(v) for o, v in zip(own, (mean, std)))
         return cls(size, size, mean, std, channels=channels, **others)
 
     @classmethod
@@ -214,39 +141,6 @@ class ImageTransform:
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images vary at random; UserError where a value is out of range."""
-
-    # ``imagenet`` (random resized crop, flip), ``small`` (shift by up to an eighth of the side, flip) or ``none`` (as
-    # in evaluation)
-    kind: str = "imagenet"
-    crop_scale: Sequence[float] = (0.08, 1.0)  # least and greatest share of the area in a random resized crop
-    crop_ratio: Sequence[float] = (0.75, 1.3333333)  # least and greatest width / height in a random resized crop
-    flip_probability: float = 0.5  # probability of mirroring an image
-
-    def __post_init__(self) -> None:
-        check_choice("augmentation", self.kind, tuple(DRAWS))
-        if not 0 <= self.flip_probability <= 1:
-            raise UserError(f"flip_probability must lie in [0, 1], got {self.flip_probability}")
-        _check_range("crop_scale", self.crop_scale, 1.0)
-        _check_range("crop_ratio", self.crop_ratio, math.inf)
-
-    def stages(self, transform: ImageTransform, shape: Optional[tuple[int, int, int]]) -> list[Stage]:
-        """What makes a training input of images (H, W, C), or None for decoded files of any size."""
-        if self.kind == "none":
-            return transform.stages(shape)
-        size, flip = (transform.height, transform.width), self.flip_probability
-        varied: list[Stage]
-        if self.kind == "imagenet":
-            crop = partial(random_crop, scale=self.crop_scale, ratio=self.crop_ratio, flip_probability=flip)
-            varied = [("draws", crop), resize(size, transform.interpolation)]
-        else:
-            shift = partial(random_shift, padding=round(max(size) / 8), flip_probability=flip)
-            varied = [*transform.sized(shape, max(size)), ("draws", shift)]
-        return [*varied, *transform.normalised(shape)]
-
-
 def resize(size: Any, interpolation: str) -> Stage:
     """The operator that resizes (C++, OpenCV; shrinking does not smooth first, except ``area``, ``pilcubic``).
 
@@ -281,13 +175,8 @@ def check_counts(least: int = 1, **values: int) -> None:
             raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def _check_range(name: str, bounds: Sequence[float], greatest: float) -> None:
-    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= greatest or math.isinf(bounds[1]):
-        limit = "" if math.isinf(greatest) else f" <= {greatest:g}"
-        raise UserError(f"{name} must be two numbers with 0 < first <= second{limit}, got {list(bounds)}")
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Constants of each channel for another number of channels: the one repeated, or the average of all."""
     if len(values) == channels:
         return tuple(values)
     return tuple(values) * channels if len(values) == 1 else (sum(values) / len(values),)
