@@ -14,6 +14,8 @@ except RuntimeError:
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 import timm
+import timm.data
+import timm.loss
 import timm.optim
 
 __all__ = ["timm", "torchvision"]
