@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,12 @@ def image_transform(config: Config, source: Source | None = None) -> ImageTransf
     size, mean, std, channels = config.eval_image_size, config.mean, config.std, config.in_channels
     how: dict[str, Any] = {"crop_ratio": config.eval_crop_ratio, "interpolation": config.interpolation}
     return ImageTransform.for_source(source, size, mean, std, channels, **how)
+
+
+def image_augmentation(config: Config) -> Augmentation:
+    """How training images vary at random; a key of the same name gives each value, ``augmentation`` the kind."""
+    keys = [field.name for field in fields(Augmentation) if field.name != "kind"]
+    return Augmentation(config.augmentation, **{key: getattr(config, key) for key in keys})
 
 
 def description(config: Config, source: Source) -> dict[str, Any]:
@@ -241,7 +247,7 @@ def build_dataset(
     transform, augmentation = image_transform(config, source), None
     if training:
         transform = replace(transform, height=config.train_image_size, width=config.train_image_size)
-        augmentation = Augmentation(config.augmentation, config.crop_scale, config.crop_ratio, config.flip_probability)
+        augmentation = image_augmentation(config)
     return create_dataset(
         source,
         transform,

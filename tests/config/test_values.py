@@ -164,6 +164,8 @@ def test_closest_always_answers():
         ({"cpu_kernels": "compiled", "amp_level": "O1"}, ["cpu_kernels", "amp_level = O0"]),
         ({"eval_image_size": 8000, "eval_crop_ratio": 0.1}, ["eval_crop_ratio", "80000 pixels", "at most 16384"]),
         ({"reduction_dim": 4096, "class_num": 20_000}, ["reduction_dim = 4096", "class_num = 20000", "625 GiB"]),
+        ({"auto_augment": "rand-m9-x3"}, ["auto_augment = 'rand-m9-x3'", "trivial, or rand", "-mstd0.5"]),
+        ({"auto_augment": "trivial", "color_jitter": 0.4}, ["color_jitter = 0.4", "auto_augment"]),
         ({"enable_modelarts": True}, ["data_url", "train_url"]),
         ({"batch_sise": 2}, ["batch_sise", "closest: batch_size"]),
         ({"batch_size": "2"}, ["batch_size", "an integer"]),

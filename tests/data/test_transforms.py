@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covpool.build import image_transform
+from covpool.build import image_augmentation, image_transform
 from covpool.config import Config
 from covpool.data import Augmentation, ImageTransform, array_source, create_dataset
 from covpool.data.augment import (
@@ -117,10 +117,8 @@ def test_a_transform_travels_as_plain_values() -> None:
 
 
 def test_the_defaults_of_the_configuration_are_those_of_the_data() -> None:
-    config = Config()
-    ours = Augmentation(config.augmentation, config.crop_scale, config.crop_ratio, config.flip_probability)
-    assert ours == Augmentation()
-    assert image_transform(config) == ImageTransform.for_source(None, 224)
+    assert image_augmentation(Config()) == Augmentation()
+    assert image_transform(Config()) == ImageTransform.for_source(None, 224)
 
 
 def test_frames_are_normalised_as_images_are(batches: Callable) -> None:

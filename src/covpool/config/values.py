@@ -38,6 +38,11 @@ _NOUNS = {
 _ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
 _MAX_SIDE = 16384  # pixels of an image that is resized before it is cropped: 768 MiB
 _MAX_CLASSIFIER = 2**32  # weights: 16 GiB, and as much again for each of gradient and momentum
+# What covpool.data.auto_augment understands of timm's strings.
+_AUTO_AUGMENT = re.compile(
+    r"|trivial|rand(?!.*-([a-z]+)\d.*-\1\d)"  # no part twice
+    r"(-(m\d\d?|n[1-9]|p(0(\.\d+)?|1(\.0)?)|mstd\d{1,3}(\.\d+)?|mmax[1-9]\d?|inc[01]))*"
+)
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -239,6 +244,13 @@ def contradictions(config: Any) -> list[str]:
             f"eval_crop_ratio = {config.eval_crop_ratio:g}: eval_image_size / eval_crop_ratio = "
             f"{config.eval_image_size / config.eval_crop_ratio:g} pixels, must be at most {_MAX_SIDE}"
         )
+    if not _AUTO_AUGMENT.fullmatch(config.auto_augment):
+        found.append(
+            f"auto_augment = {show(config.auto_augment)}: must be trivial, or rand and any of -m9 (0 to 99), "
+            "-n2 (1 to 9), -p0.5 (0 to 1), -mstd0.5 (0 to 999), -mmax10 (1 to 99), -inc1 (0 or 1)"
+        )
+    if config.auto_augment and config.color_jitter:
+        found.append(f"color_jitter = {config.color_jitter:g}: auto_augment changes the colours already")
     if config.pooling != "gap" and config.class_num != "auto":
         weights = config.reduction_dim * (config.reduction_dim + 1) // 2 * config.class_num
         if weights > _MAX_CLASSIFIER:

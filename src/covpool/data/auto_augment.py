@@ -17,14 +17,14 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from statistics import NormalDist
-from typing import Callable, Union
+from typing import Any, Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from covpool.errors import UserError
 
-Fill = Union[int, tuple[int, ...]]  # a colour: one value for gray images, three for others
+Fill = tuple[int, ...]  # a colour: one value for gray images, three for others
 # Changes an image, which is RGB or gray, as its random numbers say.
 Change = Callable[[Image.Image, Sequence[float], Fill], Image.Image]
 
@@ -41,8 +41,11 @@ TRIVIAL = (
     *("Identity", *_MOVES, "Rotate", "Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize"),
     *("AutoContrast", "Equalize"),
 )
-_ENHANCERS = {name: getattr(ImageEnhance, name) for name in (*_JITTERED, "Sharpness")}
-_WHOLE = {"AutoContrast": ImageOps.autocontrast, "Equalize": ImageOps.equalize}
+_ENHANCERS: dict[str, Any] = {name: getattr(ImageEnhance, name) for name in (*_JITTERED, "Sharpness")}
+_WHOLE: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "AutoContrast": ImageOps.autocontrast,
+    "Equalize": ImageOps.equalize,
+}
 # What becomes of each value of a pixel. Pillow 13 refuses to keep 0 bits, which timm asks for at magnitude 10.
 _TABLES: dict[str, Callable[[int, float], int]] = {
     "Invert": lambda pixel, _: 255 - pixel,
@@ -75,10 +78,10 @@ _INCREASING: dict[str, Callable[[float, int], float]] = {
 }
 # The greatest magnitudes of TrivialAugment that have a sign.
 _GREATEST = {"TranslateX": 32.0, "TranslateY": 32.0, "Rotate": 135.0}
-_PARTS = {
-    **{"m": r"\d\d?", "n": "[1-9]", "p": r"0(\.\d+)?|1(\.0)?"},
-    **{"mstd": r"\d{1,3}(\.\d+)?", "mmax": r"[1-9]\d?", "inc": "[01]"},
-}
+_TEXT = re.compile(
+    r"rand(?!.*-([a-z]+)\d.*-\1\d)"  # no part twice
+    r"(-(m\d\d?|n[1-9]|p(0(\.\d+)?|1(\.0)?)|mstd\d{1,3}(\.\d+)?|mmax[1-9]\d?|inc[01]))*"
+)
 
 
 def color_jitter(image: Image.Image, draws: Sequence[float], fill: Fill, strength: float) -> Image.Image:
@@ -99,7 +102,7 @@ def trivial_augment(image: Image.Image, draws: Sequence[float], fill: Fill) -> I
     """
     name = TRIVIAL[int(draws[0] * len(TRIVIAL))]
     value = trivial_value(name, int(draws[1] * _BINS), 1 if draws[2] < 0.5 else -1)
-    return apply_operation(image, name, value, 0 if isinstance(fill, int) else (0,) * len(fill))
+    return apply_operation(image, name, value, (0,) * len(fill))
 
 
 def trivial_value(name: str, step: int, sign: int) -> float:
@@ -162,22 +165,18 @@ def rand_augment(
 def auto_augment(text: str) -> tuple[Change, int]:
     """What a text such as ``rand-m9-mstd0.5-inc1`` or ``trivial`` means, and how many random numbers it takes.
 
-    UserError: a part of the text is unknown.
+    UserError: it means nothing.
     """
-    first, *parts = text.split("-")
     if text == "trivial":
         return trivial_augment, 3
-    found: dict[str, float] = {}
-    for part in parts if first == "rand" else [first]:
-        name = part.rstrip(".0123456789")
-        if name in found or not re.fullmatch(_PARTS.get(name, "(?!)"), part[len(name) :]):
-            raise UserError(
-                f"auto_augment = {text!r}: {part!r} is not understood; it must be trivial, or rand followed by some of "
-                "-m9 (0 to 99), -n2 (1 to 9), -p0.5 (0 to 1), -mstd0.5, -mmax10 (1 to 99), -inc1 (0 or 1)"
-            )
-        found[name] = float(part[len(name) :])
-    layers = int(found.pop("n", 2))
-    return partial(rand_augment, **found), 4 * layers
+    if not _TEXT.fullmatch(text):
+        raise UserError(
+            f"auto_augment = {text!r}: must be trivial, or rand and any of -m9 (0 to 99), -n2 (1 to 9), "
+            "-p0.5 (0 to 1), -mstd0.5 (0 to 999), -mmax10 (1 to 99), -inc1 (0 or 1)"
+        )
+    parts: dict[str, Any] = {name: float(number) for name, number in re.findall(r"-([a-z]+)([\d.]+)", text)}
+    layers = int(parts.pop("n", 2))
+    return partial(rand_augment, **parts), 4 * layers
 
 
 def apply_operation(image: Image.Image, name: str, value: float, fill: Fill) -> Image.Image:
