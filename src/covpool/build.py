@@ -251,7 +251,7 @@ def build_dataset(
     return create_dataset(
         source,
         transform,
-        config.batch_size,
+        config.batch_size * (config.accumulate_steps if training else 1),
         augmentation,
         seed=config.seed,
         epoch=epoch,

@@ -28,7 +28,7 @@ def read_weights(path: Path) -> Checkpoint:
     UserError: see `read_checkpoint`, `read_state_dict` and `convert_state_dict`.
     """
     if path.suffix == ".ckpt":
-        return read_checkpoint(path)
+        return read_checkpoint(path).averaged()
     return Checkpoint(path, convert_state_dict(read_state_dict(path)))
 
 
@@ -123,7 +123,7 @@ def _modules(names: Sequence[str]) -> str:
 
 def read_ckpt(path: Path) -> dict[str, ms.Parameter]:
     """Read the network's parameters of a MindSpore checkpoint; what training adds to them is left out."""
-    return read_checkpoint(path).network
+    return read_checkpoint(path).averaged().network
 
 
 Check = Callable[[Path], None]  # of a file that is written, but does not bear its name yet

@@ -8,7 +8,7 @@ parameters alone, a converted one for example, loads everywhere but cannot be re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from covpool.errors import UserError, first_line
 from covpool.runtime.files import whole_file
 
 _OPTIMIZER = "optimizer."
+_AVERAGE = "average."  # within the optimiser's state: the moving average of the network
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Checkpoint:
     about: dict[str, Any] = field(default_factory=dict)
     # running statistics of every rank, float32 (ranks, n), in a checkpoint from within an epoch
     ranks: np.ndarray | None = None
+
+    def averaged(self, wanted: bool = True) -> Checkpoint:
+        """With the moving average of the network in its place, if it is wanted and there is one."""
+        found = {n[len(_AVERAGE) :]: p for n, p in self.optimizer.items() if n.startswith(_AVERAGE)}
+        return replace(self, network={**self.network, **found}) if wanted else self
 
 
 def save_checkpoint(
@@ -127,10 +133,9 @@ def load_optimizer(optimizer: nn.Optimizer, network: nn.Cell, checkpoint: Checkp
     differing = sorted(own.keys() ^ checkpoint.optimizer.keys())
     differing += [n for n in own.keys() & checkpoint.optimizer.keys() if own[n].shape != checkpoint.optimizer[n].shape]
     if differing:
-        raise UserError(
-            f"{checkpoint.path} holds the state of another optimiser: {len(differing)} entries differ, "
-            f"{differing[0]} for one"
-        )
+        averages = all(name.startswith(_AVERAGE) for name in differing)
+        what = "was not saved with the same ema_decay" if averages else "holds the state of another optimiser"
+        raise UserError(f"{checkpoint.path} {what}: {len(differing)} entries differ, {differing[0]} for one")
     for name, parameter in own.items():
         parameter.set_data(ms.Tensor(checkpoint.optimizer[name].asnumpy()))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ class TrainingState:
     steps: int  # of an epoch
     about: Mapping[str, Any]  # what every checkpoint says of the network and its data
 
+    @property
+    def parameters(self) -> list[ms.Parameter]:
+        """All that a training changes: the network's parameters, what the optimiser remembers, averages."""
+        return [*self.network.get_parameters(), *optimizer_state(self.optimizer, self.network).values()]
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """Within the block the network is what is evaluated: with a moving average, the averaged one."""
+        average = getattr(self.optimizer, "average", None)
+        return nullcontext() if average is None else average.in_place()
+
+    def begin_average(self) -> None:
+        """Let a moving average begin with the network as it is now."""
+        if hasattr(self.optimizer, "average"):
+            self.optimizer.average.follow()
+
     def save(self, progress: Progress, metric: float | None = None, regular: bool = True, best: bool = False) -> None:
         """Save checkpoints; every rank calls it and waits until they are written.
 
@@ -63,7 +79,7 @@ class TrainingState:
         self.check_finite(step)
         ranks, about = None, dict(self.about)
         if progress.step:
-            statistics = running_statistics(self.network)
+            statistics = running_statistics(self.parameters)
             ranks = self.world.gather(statistics).astype(statistics.dtype)
             losses = self.world.gather(np.array([progress.loss_sum, progress.loss_count]))
             about.update(steps_per_epoch=self.steps, losses=losses.tolist())
@@ -79,8 +95,7 @@ class TrainingState:
 
         Gradients that are no numbers show in the next loss, too late for a checkpoint that is due before it.
         """
-        parameters = [*self.network.get_parameters(), *optimizer_state(self.optimizer, self.network).values()]
-        bad = [p.name for p in parameters if not np.isfinite(p.asnumpy()).all()]
+        bad = [p.name for p in self.parameters if not np.isfinite(p.asnumpy()).all()]
         if self.world.sum(np.array([len(bad)], np.float64)).any():
             names = f"{len(bad)} of them, first {bad[0]}" if bad else "on another rank"
             raise NonFiniteState(
@@ -133,7 +148,7 @@ class TrainingState:
             raise UserError(f"{checkpoint.path} does not hold the running statistics of its {len(losses)} ranks")
         same = len(losses) == self.world.size
         mine = statistics[self.world.rank] if same else statistics.mean(0)
-        set_running_statistics(self.network, mine)
+        set_running_statistics(self.parameters, mine)
         loss_sum, loss_count = losses[self.world.rank] if same else losses.sum(0) / self.world.size
         epoch, step = divmod(counts(checkpoint)[1], self.steps)
         return Progress(epoch, step, float(loss_sum), int(loss_count))
@@ -153,20 +168,20 @@ def counts(checkpoint: Checkpoint) -> tuple[int, int]:
     return epoch, step
 
 
-def running_statistics(network: nn.Cell) -> np.ndarray:
-    """All running means and variances of batch normalisation, float32 (n,)."""
-    values = [p.asnumpy().reshape(-1) for p in _statistics(network)]
+def running_statistics(parameters: Iterable[ms.Parameter]) -> np.ndarray:
+    """All running means and variances of batch normalisation among these, float32 (n,)."""
+    values = [p.asnumpy().reshape(-1) for p in _statistics(parameters)]
     return np.concatenate(values) if values else np.zeros(0, np.float32)
 
 
-def set_running_statistics(network: nn.Cell, values: np.ndarray) -> None:
+def set_running_statistics(parameters: Iterable[ms.Parameter], values: np.ndarray) -> None:
     """Set what :func:`running_statistics` gives."""
-    parameters = _statistics(network)
-    ends = np.cumsum([p.size for p in parameters])
-    for parameter, end in zip(parameters, ends):
+    statistics = _statistics(parameters)
+    ends = np.cumsum([p.size for p in statistics])
+    for parameter, end in zip(statistics, ends):
         part = values[end - parameter.size : end].reshape(parameter.shape)
         parameter.set_data(ms.Tensor(np.ascontiguousarray(part)))
 
 
-def _statistics(network: nn.Cell) -> list[ms.Parameter]:
-    return [p for p in network.get_parameters() if p.name.endswith((".moving_mean", ".moving_variance"))]
+def _statistics(parameters: Iterable[ms.Parameter]) -> list[ms.Parameter]:
+    return [p for p in parameters if p.name.endswith((".moving_mean", ".moving_variance"))]

@@ -270,6 +270,9 @@ def contradictions(config: Any) -> list[str]:
         found.append("nesterov = True: needs a momentum above 0")
     if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
         found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
+    if config.accumulate_steps > 1 and (config.amp_level != "O0" or config.enable_sink):
+        key = "enable_sink = True" if config.enable_sink else f"amp_level = {config.amp_level}"
+        found.append(f"accumulate_steps = {config.accumulate_steps}: not with {key}")
     weights, classes = config.class_weights, config.class_num
     if weights is not None and classes != "auto" and len(weights) != classes:
         found.append(f"class_weights: {len(weights)} numbers for class_num = {classes} classes")

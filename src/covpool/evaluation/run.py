@@ -44,7 +44,7 @@ def evaluate_checkpoint(
             infinite (the result is written before); the result cannot be written.
     """
     check_result_path(config, world)
-    checkpoint = read_checkpoint(config.checkpoint_file_path)
+    checkpoint = read_checkpoint(config.checkpoint_file_path).averaged(config.use_ema)
     config = with_checkpoint(config, checkpoint, world)
     network = build_model(config)
     load_network(network, checkpoint)

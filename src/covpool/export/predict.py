@@ -59,7 +59,7 @@ class CheckpointModel:
     """A checkpoint that knows its network, ready to run as an exported file is."""
 
     def __init__(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path).averaged()
         if not checkpoint.about.get("architecture"):
             raise UserError(
                 f"{path} does not say which network it holds: export it, covpool export --config_path=FILE", 2

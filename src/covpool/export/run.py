@@ -148,7 +148,7 @@ def export_checkpoint(config: Config, stop: StopRequest | None = None) -> tuple[
         UserError: If the checkpoint does not fit, the file cannot be written, or it computes something else.
     """
     exact_convolutions()  # with those of a GPU's default the comparisons would see nothing but rounding
-    checkpoint = read_checkpoint(config.checkpoint_file_path)
+    checkpoint = read_checkpoint(config.checkpoint_file_path).averaged(config.use_ema)
     config = with_checkpoint(config, checkpoint)
     network = build_model(config)
     load_network(network, checkpoint)

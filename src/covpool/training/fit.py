@@ -101,8 +101,8 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
     if progress.signal and progress.done < steps:
         where = f"after step {progress.done} of epoch {epoch + 1}; resume with --resume_ckpt=auto"
         raise Interrupted(progress.signal, where)
-    average_statistics(run.state.network, world)
-    check_ranks_agree(run.state.network, world, epoch)
+    average_statistics(run.state.parameters, world)
+    check_ranks_agree(run.state.parameters, world, epoch)
     return progress
 
 
@@ -115,7 +115,8 @@ def _evaluate_if_due(run: Training, epoch: int) -> tuple[Evaluation | None, floa
         return None, 0.0
     begun = time.monotonic()
     batches = numpy_batches(build_dataset(config, val, False, world))
-    result = evaluate(network, batches, config.num_classes, config.batch_size, world)
+    with run.state.evaluated():
+        result = evaluate(network, batches, config.num_classes, config.batch_size, world)
     if not math.isfinite(result.loss):
         step = (epoch + 1) * run.plan.steps
         if world.is_main:

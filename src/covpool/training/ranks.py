@@ -108,19 +108,19 @@ def agreed_signal(stop: StopRequest, world: World) -> int:
     return int(world.gather(np.array([stop.received])).max())
 
 
-def average_statistics(network: nn.Cell, world: World) -> None:
+def average_statistics(parameters: Sequence[ms.Parameter], world: World) -> None:
     """Give every rank the mean of all ranks' running statistics; weights are equal already, statistics are not."""
     if world.size > 1:
-        mean = world.sum(running_statistics(network).astype(np.float64)) / world.size
-        set_running_statistics(network, mean.astype(np.float32))
+        mean = world.sum(running_statistics(parameters).astype(np.float64)) / world.size
+        set_running_statistics(parameters, mean.astype(np.float32))
 
 
-def check_ranks_agree(network: nn.Cell, world: World, epoch: int) -> None:
-    """Compare a checksum of all parameters over the ranks; a difference is a UserError."""
+def check_ranks_agree(parameters: Iterable[ms.Parameter], world: World, epoch: int) -> None:
+    """Compare a checksum of parameters over the ranks; a difference is a UserError."""
     if world.size == 1:
         return
     checksum = 0
-    for parameter in network.get_parameters():
+    for parameter in parameters:
         checksum = zlib.crc32(parameter.asnumpy().tobytes(), checksum)
     checksums = world.gather(np.array([checksum]))[:, 0]
     if (checksums != checksums[0]).any():

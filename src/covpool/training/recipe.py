@@ -14,6 +14,7 @@ from covpool.config import Config
 from covpool.errors import UserError
 from covpool.pooling import pooling_info
 from covpool.training.schedules import learning_rates
+from covpool.training.update import WeightAverage
 
 
 def recipe_rates(config: Config, steps: int) -> np.ndarray:
@@ -40,7 +41,7 @@ def rate_factor(config: Config) -> float:
 
 def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
     """The configured optimiser of a network's trainable parameters."""
-    return build_optimizer(
+    optimizer = build_optimizer(
         list(network.trainable_params()),
         rates,
         kind=config.optimizer,
@@ -50,6 +51,9 @@ def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.
         decay_all=config.decay_all,
         loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
     )
+    if config.ema_decay:
+        optimizer.average = WeightAverage(network, config.ema_decay, config.ema_warmup)
+    return optimizer
 
 
 # Matrices of a transformer that are added to what it computes, as a bias is.

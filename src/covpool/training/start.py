@@ -63,7 +63,8 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         config = resolve_class_num(config, train)
         val = build_source(config, "val", world, caches["val"]) if config.run_eval else None
         bad_images = {split: cache.read_text(encoding="utf-8") for split, cache in caches.items() if cache.is_file()}
-    steps = steps_per_epoch(train.num_samples, config.batch_size, world.size)
+    batch = config.batch_size * config.accumulate_steps
+    steps = steps_per_epoch(train.num_samples, batch, world.size)
     rates = recipe_rates(config, steps)
     network = build_model(config, world)
     optimizer = recipe_optimizer(config, network, rates)
@@ -78,6 +79,7 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         weights = read_weights(Path(config.pre_trained))
         start_from(network, weights, architecture(config), state.about["class_names"])
         config = with_transform(config, weights, world, keys=("mean", "std"))
+        state.begin_average()
     elif config.fine_tune:
         logger.warning(
             "this recipe is for pre-trained weights (--pre_trained=FILE), and there are none: for a training from "
@@ -85,7 +87,7 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         )
     state = replace(state, about=description(config, train))
     model = build_step(config, network, optimizer, world)
-    plan = Plan(config.epoch_size, steps, rates, config.batch_size * world.size, config.log_interval)
+    plan = Plan(config.epoch_size, steps, rates, batch * world.size, config.log_interval)
     return Training(config, world, folder, train, val, plan, state, model, start, resumed, bad_images)
 
 
@@ -113,7 +115,7 @@ def begin(run: Training, log: LogFile) -> None:
         f"{config.device_target}; {run.train.num_samples} training images in {len(run.train.class_names)} classes"
     )
     logger.info(
-        f"global batch {plan.global_batch} = {config.batch_size} x {world.size} "
+        f"global batch {plan.global_batch} = {plan.global_batch // world.size} x {world.size} "
         f"rank{'' if world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
         f"({source}), run folder {folder.path}"
     )

@@ -13,7 +13,8 @@ from covpool.pooling.base import Float32Cell
 from covpool.runtime.distributed import World
 from covpool.training.losses import recipe_loss
 from covpool.training.ranks import fuse_reductions, reduce_in_order
-from covpool.training.recipe import loss_scale_manager
+from covpool.training.recipe import loss_scale_manager, optimizer_loss_scale
+from covpool.training.update import AccumulatedStep, Clip, Update
 
 
 def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World) -> Model:
@@ -37,9 +38,16 @@ def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world:
         amp_level=apply_amp_level(network, config.amp_level),
         loss_scale_manager=scale,
     )
+    step = model.train_network
     if world.size > 1 and on_cpu:
-        reduce_in_order(model.train_network, world.size)
-    return model
+        reduce_in_order(step, world.size)
+    average = getattr(optimizer, "average", None)
+    if config.clip_grad is not None or average is not None:
+        # Where the optimiser divides by the loss scale, it is still in the gradients that are clipped.
+        unit = optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target)
+        clip = None if config.clip_grad is None else Clip(config.clip_grad * unit, config.clip_mode)
+        step.optimizer = Update(optimizer, clip, average)
+    return model if config.accumulate_steps == 1 else Model(AccumulatedStep(step, config.accumulate_steps))
 
 
 class Float16Cell(nn.Cell):

@@ -100,7 +100,7 @@ def evaluate_robustness(
     """
     check_result_path(config, world)
     started = time.monotonic()
-    checkpoint = read_checkpoint(config.checkpoint_file_path)
+    checkpoint = read_checkpoint(config.checkpoint_file_path).averaged(config.use_ema)
     job = _Job(config, world, checkpoint, stop or StopRequest())
     figures, bars = _SETS[config.robustness](job)
     values = {
