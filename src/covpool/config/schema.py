@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
 
-from covpool.config.values import Option, check, contradictions, kind_of, plain, show, suggestion
+from covpool.config.contradictions import contradictions
+from covpool.config.values import Option, check, kind_of, plain, show, suggestion
 from covpool.config.yaml_file import write_yaml
 from covpool.errors import ConfigError
 

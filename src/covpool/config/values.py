@@ -1,4 +1,4 @@
-"""Values: what a configuration key accepts, the check of one value, and values that are valid alone, not together."""
+"""Values: what a configuration key accepts, and the check of one value."""
 
 from __future__ import annotations
 
@@ -34,15 +34,6 @@ _NOUNS = {
         "list of str": "names",
     },
 }
-# First epoch, counted from 0, at which (1 - (e - 1) / 52)^11 and (1 - (e - 1) / 49)^2 are 0, and the designed length.
-_ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
-_MAX_SIDE = 16384  # pixels of an image that is resized before it is cropped: 768 MiB
-_MAX_CLASSIFIER = 2**32  # weights: 16 GiB, and as much again for each of gradient and momentum
-# What covpool.data.auto_augment understands of timm's strings.
-_AUTO_AUGMENT = re.compile(
-    r"|trivial|rand(?!.*-([a-z]+)\d.*-\1\d)"  # no part twice
-    r"(-(m\d\d?|n[1-9]|p(0(\.\d+)?|1(\.0)?)|mstd\d{1,3}(\.\d+)?|mmax[1-9]\d?|inc[01]))*"
-)
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -224,63 +215,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def contradictions(config: Any) -> list[str]:
-    """Returns one line for each pair of keys of a `Config` that exclude each other."""
-    found = []
-    if config.warmup_epochs >= config.epoch_size > 1:
-        found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")
-    if config.lr_epochs is not None and list(config.lr_epochs) != sorted(set(config.lr_epochs)):
-        found.append(f"lr_epochs = {list(config.lr_epochs)}: must be increasing")
-    zero_from, designed = _ZERO_FROM.get(config.lr_decay_mode, (0, 0))
-    if zero_from and config.lr_family == "resnet" and (config.lr_designed_epochs or config.epoch_size) > zero_from:
-        found.append(
-            f"lr_decay_mode = {config.lr_decay_mode}: its rate is 0 from epoch {zero_from} on; lr_designed_epochs = "
-            f"{designed} stretches its {designed} epochs to epoch_size = {config.epoch_size}"
-        )
-    if config.eval_image_size > _MAX_SIDE * config.eval_crop_ratio:
-        found.append(
-            f"eval_crop_ratio = {config.eval_crop_ratio:g}: eval_image_size / eval_crop_ratio = "
-            f"{config.eval_image_size / config.eval_crop_ratio:g} pixels, must be at most {_MAX_SIDE}"
-        )
-    if not _AUTO_AUGMENT.fullmatch(config.auto_augment):
-        found.append(
-            f"auto_augment = {show(config.auto_augment)}: must be trivial, or rand and any of -m9 (0 to 99), "
-            "-n2 (1 to 9), -p0.5 (0 to 1), -mstd0.5 (0 to 999), -mmax10 (1 to 99), -inc1 (0 or 1)"
-        )
-    if config.auto_augment and config.color_jitter:
-        found.append(f"color_jitter = {config.color_jitter:g}: auto_augment changes the colours already")
-    if config.pooling != "gap" and config.class_num != "auto":
-        weights = config.reduction_dim * (config.reduction_dim + 1) // 2 * config.class_num
-        if weights > _MAX_CLASSIFIER:
-            found.append(
-                f"reduction_dim = {config.reduction_dim} and class_num = {config.class_num}: the classifier alone "
-                f"would hold {weights * 4 / 2**30:.0f} GiB"
-            )
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = getattr(config, name)
-        if low > high:
-            found.append(f"{name} = {[low, high]}: the first number must not be above the second")
-    for name in ("mean", "std"):
-        values = getattr(config, name)
-        if values is not None and len(values) != config.in_channels:
-            found.append(f"{name} = {list(values)}: must have in_channels = {config.in_channels} numbers")
-    if config.nesterov and config.momentum == 0:
-        found.append("nesterov = True: needs a momentum above 0")
-    if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
-        found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
-    if config.accumulate_steps > 1 and (config.amp_level != "O0" or config.enable_sink):
-        key = "enable_sink = True" if config.enable_sink else f"amp_level = {config.amp_level}"
-        found.append(f"accumulate_steps = {config.accumulate_steps}: not with {key}")
-    weights, classes = config.class_weights, config.class_num
-    if weights is not None and classes != "auto" and len(weights) != classes:
-        found.append(f"class_weights: {len(weights)} numbers for class_num = {classes} classes")
-    if weights is not None and not any(weights):
-        found.append("class_weights: all are 0")
-    if config.robustness != "none" and (config.report_path or config.split != "val"):
-        key = "report_path" if config.report_path else "split"
-        found.append(f"{key} = {getattr(config, key)}: not for robustness sets (robustness = {config.robustness})")
-    if config.enable_modelarts and not (config.data_url or config.train_url or config.checkpoint_url):
-        found.append("enable_modelarts = True: needs data_url, train_url or checkpoint_url")
-    return found
