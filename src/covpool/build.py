@@ -15,7 +15,16 @@ from covpool.checkpoints.format import Checkpoint
 from covpool.checkpoints.loading import classifier_weight
 from covpool.config import Config
 from covpool.config.schema import options
-from covpool.data import Augmentation, ImageTransform, Source, create_dataset, epoch_order, open_source, usable
+from covpool.data import (
+    Augmentation,
+    ImageTransform,
+    Mixing,
+    Source,
+    create_dataset,
+    epoch_order,
+    open_source,
+    usable,
+)
 from covpool.errors import ConfigError, UserError
 from covpool.models import ImageClassifier, create_model, model_arguments
 from covpool.pooling import list_poolings
@@ -240,6 +249,14 @@ def _workers(config: Config, world: World) -> int:
     return config.num_workers or max(1, available_cores() // world.local_size)
 
 
+def batch_mixing(config: Config) -> Mixing | None:
+    """How the images of a training batch are mixed with each other; None for not at all."""
+    if config.mix_probability == 0 or not (config.mixup or config.cutmix):
+        return None
+    probabilities = config.mix_probability, config.mix_switch_probability
+    return Mixing(config.mixup, config.cutmix, *probabilities, config.mix_off_epoch)
+
+
 def build_dataset(
     config: Config, source: Source, training: bool, world: World, epoch: int = 0, first_step: int = 0
 ) -> Any:
@@ -259,4 +276,5 @@ def build_dataset(
         rank=world.rank,
         world_size=world.size,
         num_workers=_workers(config, world),
+        mixing=batch_mixing(config),
     )

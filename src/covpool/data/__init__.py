@@ -5,6 +5,7 @@ from __future__ import annotations
 from covpool.data.arrays import ArraySource, array_source
 from covpool.data.augment import Augmentation
 from covpool.data.datasets import open_source
+from covpool.data.mixing import Mixing
 from covpool.data.pipeline import (
     create_dataset,
     epoch_order,
@@ -21,6 +22,7 @@ __all__ = [
     "ArraySource",
     "Augmentation",
     "ImageTransform",
+    "Mixing",
     "Source",
     "array_source",
     "create_dataset",

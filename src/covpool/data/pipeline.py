@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from covpool.data.augment import CHUNK, Augmentation, augmentation_draws
+from covpool.data.mixing import Mixing
 from covpool.data.sources import Source
 from covpool.data.transforms import ImageTransform, Stage, check_counts
 from covpool.errors import UserError
@@ -69,10 +70,12 @@ def create_dataset(
     rank: int = 0,
     world_size: int = 1,
     num_workers: Optional[int] = None,
+    mixing: Optional[Mixing] = None,
 ) -> Any:
-    """Make the batches of one epoch for one rank, columns ``image`` and ``label``.
+    """Make the batches of one epoch for one rank, columns ``image`` and ``label``, and ``mix`` where they are mixed.
 
-    ``image`` is float32 (N, channels, height, width), normalised; ``label`` is int32 (N,).
+    ``image`` is float32 (N, channels, height, width), normalised; ``label`` is int32 (N,); ``mix`` is float32 (5,), see
+    ``Mixing.draw``.
 
     Training: shuffled by (seed, epoch), augmented, whole batches only. What a batch holds depends on the images, the
     arguments, seed, epoch and position in the epoch alone: not on the number of threads, of ranks, or on time.
@@ -90,6 +93,7 @@ def create_dataset(
         world_size: Number of ranks.
         num_workers: Threads per stage, None for one per core available to this process; more than the machine's
             cores are not started. Any number gives the same batches.
+        mixing: Training: how the images of a batch are to be mixed; None for not at all.
 
     Returns:
         A ``mindspore.dataset.Dataset``, for one pass; None in evaluation if this rank's part is empty.
@@ -123,7 +127,11 @@ def create_dataset(
         rows, rows.columns, shuffle=False, num_parallel_workers=1, python_multiprocessing=False
     )
     dataset = _apply(dataset, stages, workers).project(["image", "label"])
-    return dataset.batch(batch_size, drop_remainder=augmentation is not None, num_parallel_workers=workers)
+    dataset = dataset.batch(batch_size, drop_remainder=augmentation is not None, num_parallel_workers=workers)
+    if augmentation is None or mixing is None:
+        return dataset
+    steps = range(first_step, first_step + len(order) // batch_size)
+    return dataset.zip(mixing.dataset(transform.height, transform.width, seed, epoch, steps))
 
 
 @contextmanager
