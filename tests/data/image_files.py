@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def dataset(source: Any, training: bool, image_size: int, **options: Any) -> Any
     geometry = {key: options.pop(key) for key in ("interpolation",) if key in options}
     if "eval_crop_ratio" in options:
         geometry["crop_ratio"] = options.pop("eval_crop_ratio")
-    varied = {key: options.pop(key) for key in ("crop_scale", "crop_ratio", "flip_probability") if key in options}
+    varied = {field.name: options.pop(field.name) for field in fields(Augmentation) if field.name in options}
     augmentation = Augmentation(options.pop("augmentation", "imagenet"), **varied)
     transform = ImageTransform.for_source(source, image_size, **statistics, **geometry)
     return create_dataset(source, transform, augmentation=augmentation if training else None, **options)

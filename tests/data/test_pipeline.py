@@ -18,6 +18,16 @@ from covpool.data.augment import augmentation_draws, random_crop_box
 from covpool.errors import UserError
 from tests.data.image_files import dataset
 
+# How training images vary: each kind as it is, and all the rest with it.
+_FLIP: dict[str, Any] = {"vertical_flip": 0.5, "random_erasing": 0.5}
+VARIED: dict[str, dict[str, Any]] = {
+    "imagenet": {},
+    "small": {"augmentation": "small"},
+    "none": {"augmentation": "none"},
+    "rand": {**_FLIP, "auto_augment": "rand-m9-mstd0.5-inc1", "repeated_augmentation": 3},
+    "trivial": {**_FLIP, "auto_augment": "trivial", "augmentation": "small"},
+    "jitter": {**_FLIP, "color_jitter": 0.4, "augmentation": "none", "erasing_mode": "const"},
+}
 PLAIN = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}  # pixel values 0 to 255 come out
 
 
@@ -133,9 +143,9 @@ def test_ranks_share_each_global_batch(num_samples: int, world_size: int) -> Non
     assert all(len(part) == 4 * steps for part in parts)
 
 
-@pytest.mark.parametrize("augmentation", ["imagenet", "small", "none"])
-def test_two_ranks_see_the_images_of_one_process(numbered: Callable, batches: Callable, augmentation: str) -> None:
-    source, options = numbered(27), {"augmentation": augmentation, "seed": 3, "epoch": 1}
+@pytest.mark.parametrize("varied", VARIED)
+def test_two_ranks_see_the_images_of_one_process(numbered: Callable, batches: Callable, varied: str) -> None:
+    source, options = numbered(27), {**VARIED[varied], "seed": 3, "epoch": 1}
     whole = batches(make(source, batch_size=6, **options))
     parts = [batches(make(source, batch_size=3, rank=rank, world_size=2, **options)) for rank in (0, 1)]
     assert len(whole) == len(parts[0]) == len(parts[1]) == 4
@@ -163,10 +173,10 @@ def test_evaluation_sees_every_image_once(
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("augmentation", ["imagenet", "small"])
-def test_batches_depend_on_seed_and_epoch_alone(photos: Path, batches: Callable, augmentation: str) -> None:
+@pytest.mark.parametrize("varied", [name for name in VARIED if name != "none"])
+def test_batches_depend_on_seed_and_epoch_alone(photos: Path, batches: Callable, varied: str) -> None:
     source = open_source("image_folder", photos, "train").subset(list(range(6)) * 8)
-    options = {"image_size": 16, "batch_size": 6, "augmentation": augmentation, "seed": 1, "epoch": 4}
+    options = {"image_size": 16, "batch_size": 6, **VARIED[varied], "seed": 1, "epoch": 4}
 
     def run(**changes: Any) -> list:
         return [(b["image"].tobytes(), b["label"].tobytes()) for b in batches(make(source, **{**options, **changes}))]
