@@ -56,8 +56,9 @@ def training_model(
     from covpool.kernels import apply_cpu_kernels
     from covpool.models import create_model
     from covpool.training.losses import LabelSmoothingCrossEntropy
+    from covpool.training.optimizers import build_optimizer
     from covpool.training.ranks import reduce_in_order
-    from covpool.training.recipe import build_optimizer, loss_scale_manager, optimizer_loss_scale
+    from covpool.training.recipe import loss_scale_manager, optimizer_loss_scale
     from covpool.training.step import apply_amp_level
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)

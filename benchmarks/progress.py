@@ -40,7 +40,7 @@ class Passes:
         from mindspore.train import Model
 
         from covpool.runtime.distributed import set_context
-        from covpool.training.recipe import build_optimizer
+        from covpool.training.optimizers import build_optimizer
 
         logging.getLogger("covpool").setLevel(logging.INFO)
         logging.getLogger("covpool").addHandler(logging.StreamHandler(io.StringIO()))

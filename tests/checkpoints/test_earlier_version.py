@@ -15,7 +15,7 @@ from covpool.build import build_model, with_checkpoint
 from covpool.checkpoints.format import load_network, load_optimizer, read_checkpoint
 from covpool.config import Config
 from covpool.export import find_images, open_exported, predict
-from covpool.training.recipe import build_optimizer
+from covpool.training.optimizers import build_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "tests" / "fixtures" / "earlier_resnet10_dropcov"

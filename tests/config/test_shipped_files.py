@@ -93,7 +93,7 @@ def test_the_reference_is_in_sync_with_the_schema():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_trial_of_one_epoch_needs_no_other_change(path):
     """A warm-up or milestones of the whole training would leave one epoch without a rate, or be refused."""
-    rates = recipe_rates(load_config(path, ["--epoch_size=1"]), 20)
+    rates = recipe_rates(load_config(path, ["--epoch_size=1"]), 20, 256)
     assert rates.shape == (20,) and np.isfinite(rates).all()
     whole = load_config(path)
     assert rates[0] > 0 and 0.05 < rates.max() / (rate_factor(whole) * whole.lr_max) < 1.5

@@ -20,7 +20,7 @@ from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
 from covpool.models import create_model
 from covpool.models.classifier import batch_norm
 from covpool.training.losses import LabelSmoothingCrossEntropy
-from covpool.training.recipe import build_optimizer
+from covpool.training.optimizers import build_optimizer
 from covpool.training.schedules import learning_rates
 from tests.fidelity.pytorch_twin import TwinResNet
 

@@ -11,7 +11,7 @@ from mindspore import nn
 
 from covpool.kernels import apply_cpu_kernels
 from covpool.models import create_model
-from covpool.training.recipe import build_optimizer
+from covpool.training.optimizers import build_optimizer
 
 
 @pytest.fixture

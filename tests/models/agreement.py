@@ -13,7 +13,7 @@ from mindspore import nn
 from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
 from covpool.checkpoints.names import is_counter
 from covpool.export import export_network, open_exported
-from covpool.training.recipe import build_optimizer, parameter_groups
+from covpool.training.optimizers import build_optimizer, parameter_groups
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

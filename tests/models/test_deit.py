@@ -17,7 +17,7 @@ from covpool.config import Config
 from covpool.errors import UserError
 from covpool.models import create_model, freeze
 from covpool.models.transformer import resize_grid_matrix
-from covpool.training.recipe import parameter_groups
+from covpool.training.optimizers import parameter_groups
 from tests.models.agreement import (
     exported_error,
     gradient_errors,

@@ -18,7 +18,7 @@ from covpool.config import Config
 from covpool.errors import UserError
 from covpool.export import export_network, fold_batch_norm, open_exported
 from covpool.models import create_model, freeze
-from covpool.training.recipe import build_optimizer
+from covpool.training.optimizers import build_optimizer
 from tests.checkpoints.released import rule_images, rule_tensor
 from tests.fidelity.pytorch_twin import covariance, newton_schulz_root
 from tests.models.peers import torchvision

@@ -13,7 +13,7 @@ from mindspore import nn
 
 from covpool.checkpoints import convert_state_dict
 from covpool.models import create_model
-from covpool.training.recipe import parameter_groups
+from covpool.training.optimizers import parameter_groups
 from tests.models.agreement import (
     exported_error,
     gradient_errors,

@@ -122,7 +122,7 @@ prepare_environment()
 import numpy as np
 from pathlib import Path
 from mindspore import nn
-from covpool.training.recipe import build_optimizer
+from covpool.training.optimizers import build_optimizer
 from covpool.checkpoints.store import CheckpointStore
 
 folder = Path({folder!r})

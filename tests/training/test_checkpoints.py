@@ -20,7 +20,7 @@ from covpool.checkpoints.store import CheckpointStore
 from covpool.errors import UserError
 from covpool.models import create_model
 from covpool.runtime.distributed import World
-from covpool.training.recipe import build_optimizer
+from covpool.training.optimizers import build_optimizer
 
 ABOUT = {"architecture": {"net_name": "resnet10", "pooling": "gcp"}, "class_names": ["a", "ä b"], "epoch": 3}
 

@@ -8,7 +8,7 @@ import pytest
 from mindspore import nn
 
 from covpool.models import create_model
-from covpool.training.recipe import build_optimizer, parameter_groups
+from covpool.training.optimizers import build_optimizer, parameter_groups
 
 
 def test_beta_gamma_and_bias_do_not_decay() -> None:

@@ -61,7 +61,7 @@ def test_classifiers_of_the_networks(name: str, dim: int, share: float, groups: 
 RANKS = """
     from mindspore.train.amp import build_train_network
     from covpool.training.losses import LabelSmoothingCrossEntropy
-    from covpool.training.recipe import build_optimizer
+    from covpool.training.optimizers import build_optimizer
     from covpool.training.ranks import fuse_reductions, reduce_in_order
 
     ms.set_context(runtime_num_threads=1)

@@ -108,12 +108,12 @@ def test_a_recipe_for_weights_that_is_given_none(data: Path, tmp_path: Path, cap
 
 def test_rates_take_the_factor_of_the_pooling(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The rate of every step, its maximum and the factor in the log; a number overrides the pooling's own."""
-    plain = recipe_rates(config(data, tmp_path, pooling="bcnn"), 3)
+    plain = recipe_rates(config(data, tmp_path, pooling="bcnn"), 3, 4)
     for given, factor in (("auto", 10), (3.0, 3)):
-        rates = recipe_rates(config(data, tmp_path, pooling="bcnn", lr_factor=given), 3)
+        rates = recipe_rates(config(data, tmp_path, pooling="bcnn", lr_factor=given), 3, 4)
         np.testing.assert_allclose(rates, factor * plain, rtol=1e-6)
         assert rates.dtype == np.float32
-    np.testing.assert_array_equal(recipe_rates(config(data, tmp_path, lr_factor="auto"), 3), plain)
+    np.testing.assert_array_equal(recipe_rates(config(data, tmp_path, lr_factor="auto"), 3, 4), plain)
     fit(config(data, tmp_path / "run", pooling="bcnn", lr_factor="auto", epoch_size=1), World())
     assert "rate up to 0.1 (linear, lr_factor 10 of bcnn included)" in capsys.readouterr().out
 
@@ -347,7 +347,7 @@ def test_images_are_normalised_as_the_checkpoint_says(data: Path, finished: Path
     first = config(data, finished, mean=(0.1, 0.2, 0.3), eval_crop_ratio=0.5)
     network = build_model(first)
     known = tmp_path / "known.ckpt"
-    optimizer = recipe_optimizer(first, network, recipe_rates(first, 3))
+    optimizer = recipe_optimizer(first, network, recipe_rates(first, 3, 4))
     about = {**description(first, build_source(first, "train", World())), "epoch": 1, "step": 3}
     save_checkpoint(known, network, optimizer, about)
     for key, crop_ratio in (("resume_ckpt", 0.5), ("pre_trained", 0.875)):

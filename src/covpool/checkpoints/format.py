@@ -7,6 +7,7 @@ parameters alone, a converted one for example, loads everywhere but cannot be re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,5 +144,5 @@ def load_optimizer(optimizer: nn.Optimizer, network: nn.Cell, checkpoint: Checkp
 def optimizer_state(optimizer: nn.Optimizer, network: nn.Cell) -> dict[str, ms.Parameter]:
     """What an optimiser remembers between steps (momentum, step count), without weights and settings."""
     weights = {id(p) for p in network.get_parameters()}
-    settings = ("learning_rate", "momentum")
-    return {p.name: p for p in optimizer.get_parameters() if id(p) not in weights and p.name not in settings}
+    settings = re.compile(r"momentum|learning_rate(_group_\d+)?")
+    return {p.name: p for p in optimizer.get_parameters() if id(p) not in weights and not settings.fullmatch(p.name)}

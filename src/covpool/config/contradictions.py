@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from covpool.config.values import show
+from covpool.config.values import plain, show
 
 # First epoch, counted from 0, at which (1 - (e - 1) / 52)^11 and (1 - (e - 1) / 49)^2 are 0, and the designed length.
 _ZERO_FROM = {"lr_fast": (53, 30), "lr_adju": (50, 50)}
@@ -21,8 +21,21 @@ _AUTO_AUGMENT = re.compile(
 def contradictions(config: Any) -> list[str]:
     """Returns one line for each pair of keys of a `Config` that exclude each other."""
     found = []
-    if config.warmup_epochs >= config.epoch_size > 1:
-        found.append(f"warmup_epochs = {config.warmup_epochs}: must be below epoch_size = {config.epoch_size}")
+    default = type(config)  # counts as left out: a run's own config.yaml, which repeats the run, gives every key
+    if config.warmup_epochs + config.cooldown_epochs >= config.epoch_size > 1:
+        found.append(
+            f"warmup_epochs = {config.warmup_epochs} and cooldown_epochs = {config.cooldown_epochs}: must together be "
+            f"below epoch_size = {config.epoch_size}"
+        )
+    if config.cooldown_epochs and config.lr_end == 0:
+        found.append(f"cooldown_epochs = {config.cooldown_epochs}: needs lr_end above 0, the rate of these epochs")
+    if config.warmup_epochs and config.lr_decay_mode == "one_cycle":
+        found.append(f"warmup_epochs = {config.warmup_epochs}: lr_decay_mode = one_cycle has its own warm-up; give 0")
+    if config.lr_base is not None and config.lr_max != default.lr_max:
+        found.append(
+            f"lr_base = {config.lr_base:g} and lr_max = {config.lr_max:g}: both say the highest rate; leave out "
+            f"lr_base (null) or lr_max ({default.lr_max:g})"
+        )
     if config.lr_epochs is not None and list(config.lr_epochs) != sorted(set(config.lr_epochs)):
         found.append(f"lr_epochs = {list(config.lr_epochs)}: must be increasing")
     zero_from, designed = _ZERO_FROM.get(config.lr_decay_mode, (0, 0))
@@ -60,6 +73,11 @@ def contradictions(config: Any) -> list[str]:
             found.append(f"{name} = {list(values)}: must have in_channels = {config.in_channels} numbers")
     if config.nesterov and config.momentum == 0:
         found.append("nesterov = True: needs a momentum above 0")
+    of_sgd = {"momentum": config.momentum != default.momentum, "nesterov": config.nesterov}
+    without = {"adamw": of_sgd, "lamb": of_sgd, "lion": {**of_sgd, "eps": config.eps is not None}}
+    of_others = {"betas": config.betas is not None, "eps": config.eps is not None}
+    for key in [key for key, given in without.get(config.optimizer, of_others).items() if given]:
+        found.append(f"{key} = {plain(getattr(config, key))}: optimizer = {config.optimizer} has none")
     if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
         found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
     if config.accumulate_steps > 1 and (config.amp_level != "O0" or config.enable_sink):

@@ -112,7 +112,7 @@ def record_landscape(config: Config, every: int) -> Iterator[dict[str, float]]:
     steps = steps_per_epoch(source.num_samples, config.batch_size)
     network = build_model(config)
     loss = recipe_loss(config)
-    optimizer = recipe_optimizer(config, network, recipe_rates(config, steps))
+    optimizer = recipe_optimizer(config, network, recipe_rates(config, steps, config.batch_size))
     train = nn.TrainOneStepCell(nn.WithLossCell(network, loss), optimizer).set_train()
     probe = Probe(network, loss)
     step = 0

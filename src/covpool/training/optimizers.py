@@ -73,8 +73,8 @@ class DecoupledOptimizer(nn.Optimizer):
 class _BiasCorrected(DecoupledOptimizer):
     """What AdamW and LAMB share: the correction of both moments, which start at 0.
 
-    The corrected update ``(m / c1) / (sqrt(v / c2) + eps)`` is ``s * m / (sqrt(v) + eps * r)`` with ``r = sqrt(c2)`` and
-    ``s = r / c1``. Both are tabulated for all steps: ``c = 1 - beta^t`` in float32 would lose up to five digits.
+    The corrected update ``(m / c1) / (sqrt(v / c2) + eps)`` is ``s * m / (sqrt(v) + eps * r)`` with ``r = sqrt(c2)``
+    and ``s = r / c1``. Both are tabulated for all steps: ``c = 1 - beta^t`` in float32 would lose up to five digits.
     """
 
     moments = ("m", "v")

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn
 from mindspore.train import DynamicLossScaleManager, FixedLossScaleManager
 
 from covpool.config import Config
 from covpool.errors import UserError
+from covpool.models.layer_groups import rate_factors
 from covpool.pooling import pooling_info
+from covpool.training.optimizers import build_optimizer
 from covpool.training.schedules import learning_rates
 from covpool.training.update import WeightAverage
 
 
-def recipe_rates(config: Config, steps: int) -> np.ndarray:
-    """The rate of every step of the configured training, float32 (epochs * steps,); ``steps`` are those of an epoch."""
+def recipe_rates(config: Config, steps: int, global_batch: int) -> np.ndarray:
+    """The rate of every step of the configured training, float32 (epochs * steps,).
+
+    Args:
+        config: With ``lr_base`` the highest rate is in proportion to the global batch.
+        steps: Those of an epoch.
+        global_batch: Images of a step, of all ranks.
+    """
+    several = config.epoch_size > 1  # one epoch is a trial: all of it at the rates of the schedule
     return rate_factor(config) * learning_rates(
         config.lr_decay_mode,
-        lr_max=config.lr_max,
+        lr_max=config.lr_max if config.lr_base is None else config.lr_base * global_batch / config.lr_base_size,
         lr_init=config.lr_init,
         lr_end=config.lr_end,
         epochs=config.epoch_size,
         steps_per_epoch=steps,
-        warmup_epochs=config.warmup_epochs if config.epoch_size > 1 else 0,  # one epoch is a trial
+        warmup_epochs=config.warmup_epochs if several else 0,
+        cooldown_epochs=config.cooldown_epochs if several else 0,
+        power=config.lr_power,
         milestones=config.lr_epochs,
         gamma=config.lr_gamma,
         family=config.lr_family,
@@ -40,15 +49,21 @@ def rate_factor(config: Config) -> float:
 
 
 def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.Optimizer:
-    """The configured optimiser of a network's trainable parameters."""
+    """The configured optimiser of a network's trainable parameters.
+
+    UserError: ``layer_decay`` for a network whose layers are not known, ``head_lr_factor`` for one without a head.
+    """
     optimizer = build_optimizer(
         list(network.trainable_params()),
         rates,
         kind=config.optimizer,
         momentum=config.momentum,
         nesterov=config.nesterov,
+        betas=config.betas,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         decay_all=config.decay_all,
+        factors=factors_of_rate(config, network),
         loss_scale=optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target),
     )
     if config.ema_decay:
@@ -56,47 +71,17 @@ def recipe_optimizer(config: Config, network: nn.Cell, rates: np.ndarray) -> nn.
     return optimizer
 
 
-# Matrices of a transformer that are added to what it computes, as a bias is.
-_TABLES = ("cls_token", "pos_embed", "relative_position_bias_table")
+def factors_of_rate(config: Config, network: nn.Cell) -> dict[str, float] | None:
+    """What the rate of every parameter is multiplied by, by name; None where all have the same rate.
 
-
-def parameter_groups(
-    parameters: Sequence[ms.Parameter], weight_decay: float, decay_all: bool = False
-) -> list[dict[str, Any]]:
-    """Split parameters: weights decay; beta, gamma, bias, other vectors and tables of tokens do not unless all do."""
-    decays = [decay_all or (p.ndim > 1 and p.name.rpartition(".")[2] not in _TABLES) for p in parameters]
-    decayed = [p for p, decay in zip(parameters, decays) if decay]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
-    if plain := [p for p, decay in zip(parameters, decays) if not decay]:
-        groups.append({"params": plain, "weight_decay": 0.0})
-    # The order of the network, not of the groups: it decides in which order gradients are reduced over ranks.
-    return [*groups, {"order_params": list(parameters)}]
-
-
-def build_optimizer(
-    parameters: Sequence[ms.Parameter],
-    learning_rates: np.ndarray,
-    *,
-    kind: str = "momentum",
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 1e-4,
-    decay_all: bool = False,
-    loss_scale: float = 1.0,
-) -> nn.Optimizer:
-    """SGD with momentum: ``v = momentum * v + (g + weight_decay * w); w = w - rate * v``, as PyTorch's ``SGD``.
-
-    Both of MindSpore's optimisers compute this, ``nn.Momentum`` faster than ``nn.SGD``; but its CPU kernel ignores
-    Nesterov's form (2.8.0), for which ``nn.SGD`` serves whatever the kind ('momentum' or 'sgd'; their states in a
-    checkpoint have other names). Weights decay, with ``decay_all`` beta, gamma and bias, too. Gradients are divided by
-    ``loss_scale`` before the update.
+    A UserError says that the network has no layers, or no head, that are known by their names.
     """
-    if kind not in ("momentum", "sgd"):
-        raise ValueError(f"unknown optimiser {kind!r}; one of momentum, sgd")
-    groups, rates = parameter_groups(parameters, weight_decay, decay_all), ms.Tensor(learning_rates)
-    if nesterov or kind == "sgd":
-        return nn.SGD(groups, rates, momentum=momentum, nesterov=nesterov, loss_scale=loss_scale)
-    return nn.Momentum(groups, rates, momentum=momentum, loss_scale=loss_scale)
+    if config.layer_decay == config.head_lr_factor == 1:
+        return None
+    try:
+        return rate_factors([p.name for p in network.get_parameters()], config.layer_decay, config.head_lr_factor)
+    except ValueError as error:
+        raise UserError(f"{config.net_name}: {error}", 2) from error
 
 
 def loss_scale_manager(amp_level: str, mode: str, loss_scale: float, device_target: str) -> Any:

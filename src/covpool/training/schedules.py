@@ -1,6 +1,6 @@
 """Learning-rate schedules as pure functions: one rate for every step of the whole training.
 
-``linear``, ``poly``, ``cosine``, ``step`` and ``steps`` are the standard ones and change at every step;
+``linear``, ``poly``, ``cosine``, ``one_cycle``, ``step`` and ``steps`` are the standard ones and change at every step;
 ``port_cosine`` is what the MindSpore ports call cosine. ``lr_norm``, ``lr_fast`` and ``lr_adju`` are those of Wang et
 al., CVPR 2020, and change once per epoch, with epochs counted from 0 as in the released code.
 """
@@ -30,13 +30,15 @@ _MOBILENETV2: dict[str, Callable[[float], float]] = {
     "lr_adju": lambda e: float(np.interp(e, (0, 50, 100, 150), (0.06, 0.01, 0.001, 0.00001)) / 0.06),  # 150 epochs
 }
 PER_EPOCH = {"resnet": _RESNET, "mobilenetv2": _MOBILENETV2}
-# Of the progress p after the warm-up, in [0, 1), the highest and the last rate.
-_STANDARD: dict[str, Callable[[float, float, float], float]] = {
-    "linear": lambda p, high, low: high - (high - low) * p,
-    "poly": lambda p, high, low: high * (1 - p) ** 2,
-    "cosine": lambda p, high, low: low + (high - low) * 0.5 * (1 + math.cos(math.pi * p)),
+# Of the progress p after the warm-up, in [0, 1), the highest and the last rate, and the power.
+_STANDARD: dict[str, Callable[[float, float, float, float], float]] = {
+    "linear": lambda p, high, low, power: high - (high - low) * p,
+    "poly": lambda p, high, low, power: high * (1 - p) ** power,
+    "cosine": lambda p, high, low, power: low + (high - low) * 0.5 * (1 + math.cos(math.pi * p)),
 }
-PER_STEP = (*_STANDARD, "port_cosine", "step", "steps")
+PER_STEP = (*_STANDARD, "one_cycle", "port_cosine", "step", "steps")
+# PyTorch's OneCycleLR: part of the steps until the highest rate, that over the first, the first over the last.
+_RISE, _FIRST, _LAST = 0.3, 25.0, 1e4
 
 
 def learning_rates(
@@ -48,6 +50,8 @@ def learning_rates(
     lr_init: float = 0.0,
     lr_end: float = 0.0,
     warmup_epochs: int = 0,
+    cooldown_epochs: int = 0,
+    power: float = 2.0,
     milestones: Sequence[int] | None = None,
     gamma: float = 0.1,
     family: str = "resnet",
@@ -56,14 +60,18 @@ def learning_rates(
     """The rate of every optimiser step, float32 (epochs * steps_per_epoch,).
 
     Args:
-        mode: A name of the schedules above; 'poly' has power 2.
+        mode: A name of the schedules above.
         lr_max: Base rate, reached at the end of the warm-up.
         epochs: Length of the training.
         steps_per_epoch: Optimiser steps of one epoch.
-        lr_init: Rate before the first warm-up step.
-        lr_end: Last rate of 'linear' and 'cosine'.
+        lr_init: Rate before the first warm-up step; first rate of 'one_cycle', where 0 stands for lr_max / 25.
+        lr_end: Last rate of 'linear' and 'cosine', and of 'one_cycle', where 0 stands for the first / 10000; rate of
+            the cool-down.
         warmup_epochs: Epochs over which the rate of every schedule rises linearly from lr_init to lr_max. 'linear',
             'poly' and the cosines then decay over the steps that are left; the others count epochs from the start.
+            'one_cycle' has its own rise, over 0.3 of its steps, and takes none.
+        cooldown_epochs: Last epochs, at the rate lr_end; 'linear', 'poly', 'one_cycle' and the cosines end before.
+        power: Of 'poly'.
         milestones: For 'step' and 'steps': epochs at which the rate is multiplied by gamma; else the ports' points.
         gamma: Factor at each milestone.
         family: 'resnet' or 'mobilenetv2': which base the CVPR 2020 schedules are meant for.
@@ -76,21 +84,30 @@ def learning_rates(
         raise ValueError(f"epochs and steps_per_epoch must be at least 1, not {epochs} and {steps_per_epoch}")
     if not 0 <= warmup_epochs < epochs:
         raise ValueError(f"warmup_epochs must be in [0, {epochs}), not {warmup_epochs}")
+    if not 0 <= cooldown_epochs < epochs - warmup_epochs:
+        raise ValueError(f"cooldown_epochs must be in [0, {epochs - warmup_epochs}), not {cooldown_epochs}")
+    if warmup_epochs and mode == "one_cycle":
+        raise ValueError("one_cycle has its own warm-up: warmup_epochs must be 0")
     if family not in PER_EPOCH:
         raise ValueError(f"unknown family {family!r}; one of {', '.join(PER_EPOCH)}")
     if mode not in PER_STEP and mode not in PER_EPOCH[family]:
         raise ValueError(f"unknown schedule {mode!r}; one of {', '.join((*PER_STEP, *PER_EPOCH[family]))}")
     total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
+    end = total - cooldown_epochs * steps_per_epoch
 
     def rate(step: int) -> float:
         epoch = step // steps_per_epoch
         if step < warmup:
             return lr_init + (lr_max - lr_init) * (step + 1) / warmup
+        if step >= end:
+            return lr_end
         if mode in _STANDARD:
-            return _STANDARD[mode]((step - warmup) / (total - warmup), lr_max, lr_end)
+            return _STANDARD[mode]((step - warmup) / (end - warmup), lr_max, lr_end, power)
+        if mode == "one_cycle":
+            return _one_cycle(step, end, lr_max, lr_init, lr_end)
         if mode == "port_cosine":
-            line = (total - step) / (total - warmup)
-            return lr_max * (line * 0.5 * (1 + math.cos(0.94 * math.pi * step / (total - warmup))) + 1e-5)
+            line = (end - step) / (end - warmup)
+            return lr_max * (line * 0.5 * (1 + math.cos(0.94 * math.pi * step / (end - warmup))) + 1e-5)
         if mode in ("step", "steps"):
             if milestones is not None:
                 return lr_max * gamma ** sum(epoch >= milestone for milestone in milestones)
@@ -104,3 +121,13 @@ def learning_rates(
         return lr_max * factor
 
     return np.array([rate(step) for step in range(total)], np.float64).astype(np.float32)
+
+
+def _one_cycle(step: int, steps: int, high: float, first: float, last: float) -> float:
+    """Rate of a step of PyTorch's ``OneCycleLR``: half a cosine up, and another down."""
+    peak, first = _RISE * steps - 1, first or high / _FIRST
+    if step <= peak:
+        p, start, end = step / peak, first, high
+    else:
+        p, start, end = (step - peak) / (steps - 1 - peak), high, last or first / _LAST
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * p))

@@ -65,7 +65,7 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         bad_images = {split: cache.read_text(encoding="utf-8") for split, cache in caches.items() if cache.is_file()}
     batch = config.batch_size * config.accumulate_steps
     steps = steps_per_epoch(train.num_samples, batch, world.size)
-    rates = recipe_rates(config, steps)
+    rates = recipe_rates(config, steps, batch * world.size)
     network = build_model(config, world)
     optimizer = recipe_optimizer(config, network, rates)
     store = CheckpointStore(folder.checkpoints, config.keep_checkpoint_max, empty=not config.resume_ckpt)
@@ -109,6 +109,8 @@ def begin(run: Training, log: LogFile) -> None:
     world.barrier()
     factor = rate_factor(config)
     source = f"{config.lr_decay_mode}{'' if factor == 1 else f', lr_factor {factor:g} of {config.pooling} included'}"
+    if config.head_lr_factor != 1:
+        source += f", in the head {config.head_lr_factor:g} times as high"
     size = sum(p.size for p in run.state.network.trainable_params())
     logger.info(
         f"{config.net_name} + {config.pooling}, {size / 1e6:.2f} M parameters, {config.mode_name} mode on "
