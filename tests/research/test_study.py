@@ -49,6 +49,13 @@ def test_grid_and_variants_are_combined_and_seeds_come_last(tmp_path: Path) -> N
     assert study.runs()[1].name == "gap_epoch_size=2_long_slow/seed-3"
 
 
+def test_a_run_can_start_from_one_of_another_study(tmp_path: Path) -> None:
+    grid = "config: BASE\ngrid: {pooling: [gap, gcp]}\nseeds: [3, 1]\n"
+    text = grid + "variants: {on: {pre_trained: 'a/{pooling}/{seed}'}}\n"
+    runs = read_study(study_file(tmp_path, text)).runs()
+    assert [run.overrides[1] for run in runs] == [f"pre_trained=a/{p}/{s}" for s in (3, 1) for p in ("gap", "gcp")]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -82,7 +82,7 @@ class _Training:
 
 def _settings(run: Run, output: Path, overrides: Sequence[str]) -> list[str]:
     """What a run changes in the study's configuration: its group's overrides, then ``overrides``, seed and folder."""
-    return [*run.group.overrides, *overrides, f"seed={run.seed}", f"output_path={output / run.name}"]
+    return [*run.overrides, *overrides, f"seed={run.seed}", f"output_path={output / run.name}"]
 
 
 def states(study: Study, output: Path, overrides: Sequence[str]) -> dict[Run, State]:

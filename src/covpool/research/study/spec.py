@@ -45,6 +45,11 @@ class Run:
         """Path of the run folder below the study's."""
         return f"{self.group.slug}/seed-{self.seed}"
 
+    @property
+    def overrides(self) -> list[str]:
+        """What it changes in the study's configuration."""
+        return [text.replace("{seed}", str(self.seed)) for text in self.group.overrides]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -66,8 +71,9 @@ def read_study(path: Path) -> Study:
     """Read a study file; ConfigError: in one line, what is wrong and what is allowed.
 
     Keys: `config` (relative to the file), `grid` (key: list of values; every combination), `variants` (name: overrides;
-    combined with every point of the grid), `seeds`, and optionally `title` and `accuracies`. Every combination is
-    checked as a configuration.
+    combined with every point of the grid), `seeds`, and optionally `title` and `accuracies`. In the text of a variant
+    `{seed}` and `{KEY}` of the grid stand for their values, so that a run can start from one of another study. Every
+    combination is checked as a configuration.
     """
     content = _mapping(path)
     for key in content:
@@ -121,6 +127,8 @@ def _groups(path: Path, grid: Any, variants: Any) -> list[Group]:
         for name, changes in (variants or {"": {}}).items():
             labels = [value if isinstance(value, str) else f"{key}={value}" for key, value in settings.items()]
             overrides = [f"{key}={_text(value)}" for key, value in {**settings, **changes}.items()]
+            for key, value in settings.items():
+                overrides = [text.replace(f"{{{key}}}", str(value)) for text in overrides]
             groups.append(Group(", ".join([*labels, *([str(name)] if name != "" else [])]), tuple(overrides)))
     return groups
 
