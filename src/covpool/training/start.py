@@ -11,15 +11,26 @@ from pathlib import Path
 import mindspore as ms
 from mindspore.train import Model
 
-from covpool.build import architecture, build_model, build_source, description, resolve_class_num, with_transform
+from covpool.build import (
+    architecture,
+    build_model,
+    build_source,
+    description,
+    image_transform,
+    resolve_class_num,
+    with_checkpoint,
+    with_transform,
+)
 from covpool.checkpoints.conversion import read_weights, start_from
-from covpool.checkpoints.format import Checkpoint
+from covpool.checkpoints.format import Checkpoint, load_network, other_classes, read_checkpoint
 from covpool.checkpoints.state import Progress, TrainingState, place
 from covpool.checkpoints.store import CheckpointStore
 from covpool.config import Config
 from covpool.data import Source, steps_per_epoch
+from covpool.errors import UserError
 from covpool.runtime.distributed import World
 from covpool.training.logs import Events, LogFile
+from covpool.training.objective import Teacher
 from covpool.training.progress import Plan
 from covpool.training.recipe import rate_factor, recipe_optimizer, recipe_rates
 from covpool.training.run_folder import RunFolder
@@ -86,9 +97,44 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
             "scratch take config/own_images.yaml"
         )
     state = replace(state, about=description(config, train))
-    model = build_step(config, network, optimizer, world)
+    model = build_step(config, network, optimizer, world, load_teacher(config, train))
     plan = Plan(config.epoch_size, steps, rates, batch * world.size, config.log_interval)
     return Training(config, world, folder, train, val, plan, state, model, start, resumed, bad_images)
+
+
+def load_teacher(config: Config, source: Source) -> Teacher | None:
+    """The network to learn from, built as its checkpoint says; None without ``teacher``.
+
+    Raises:
+        UserError: The checkpoint is damaged, or does not say which network it holds; the network has other classes than
+            the student, or takes other images.
+    """
+    if not config.teacher:
+        return None
+    checkpoint = read_checkpoint(config.teacher).averaged(config.use_ema)
+    if not checkpoint.about.get("architecture"):
+        raise UserError(
+            f"teacher {config.teacher} does not say which network it holds: give a checkpoint of a training"
+        )
+    try:
+        theirs = with_checkpoint(Config(), checkpoint)
+        network = build_model(theirs.replace(height=config.train_image_size, width=config.train_image_size))
+        load_network(network, checkpoint)
+    except UserError as error:
+        raise UserError(f"teacher: {error}") from error
+    difference = other_classes(checkpoint, source.class_names)
+    if not difference and theirs.num_classes != config.num_classes:
+        difference = f"it has {theirs.num_classes} outputs, the student {config.num_classes}"
+    if difference:
+        raise UserError(f"teacher {config.teacher} does not fit the classes of the data: {difference}")
+    mine, wanted = image_transform(config, source), image_transform(theirs)
+    if (mine.mean, mine.std) != (wanted.mean, wanted.std):
+        raise UserError(
+            f"teacher {config.teacher} takes images of mean {list(wanted.mean)} and std {list(wanted.std)}, "
+            f"the student of {list(mine.mean)} and {list(mine.std)}: give the student the teacher's --mean and --std"
+        )
+    logger.info("learning from %s + %s of %s", theirs.net_name, theirs.pooling, config.teacher)
+    return Teacher(network)
 
 
 def begin(run: Training, log: LogFile) -> None:

@@ -12,12 +12,15 @@ from covpool.kernels import apply_cpu_kernels, threads_of_process
 from covpool.pooling.base import Float32Cell
 from covpool.runtime.distributed import World
 from covpool.training.losses import recipe_loss
+from covpool.training.objective import Teacher, batch_mixer, set_objective
 from covpool.training.ranks import fuse_reductions, reduce_in_order
 from covpool.training.recipe import loss_scale_manager, optimizer_loss_scale
 from covpool.training.update import AccumulatedStep, Clip, Update
 
 
-def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World) -> Model:
+def build_step(
+    config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World, teacher: Teacher | None = None
+) -> Model:
     """Put network, loss and optimiser together as the device needs it: forward, backward, mean over ranks, update.
 
     Cells of the network, (N, C, H, W) -> logits (N, K), are replaced by faster or less precise ones. Their parameters
@@ -29,6 +32,8 @@ def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world:
         raise UserError("enable_sink=True needs a GPU or Ascend: MindSpore has no data sink on CPU", 2)
     scale = loss_scale_manager(config.amp_level, config.loss_scale_mode, config.loss_scale, config.device_target)
     apply_cpu_kernels(network, config.cpu_kernels, threads_of_process(world.local_size))
+    if teacher is not None:
+        apply_cpu_kernels(teacher, config.cpu_kernels, threads_of_process(world.local_size))
     if world.size > 1 and not on_cpu:  # on CPU nothing overlaps: fewer, larger reductions were slower
         fuse_reductions(list(network.trainable_params()))
     model = Model(
@@ -38,7 +43,8 @@ def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world:
         amp_level=apply_amp_level(network, config.amp_level),
         loss_scale_manager=scale,
     )
-    step = model.train_network
+    step, mixer = model.train_network, batch_mixer(config)
+    set_objective(model, config, teacher, mixer if config.accumulate_steps == 1 else None)
     if world.size > 1 and on_cpu:
         reduce_in_order(step, world.size)
     average = getattr(optimizer, "average", None)
@@ -47,7 +53,7 @@ def build_step(config: Config, network: nn.Cell, optimizer: nn.Optimizer, world:
         unit = optimizer_loss_scale(config.amp_level, config.loss_scale, config.device_target)
         clip = None if config.clip_grad is None else Clip(config.clip_grad * unit, config.clip_mode)
         step.optimizer = Update(optimizer, clip, average)
-    return model if config.accumulate_steps == 1 else Model(AccumulatedStep(step, config.accumulate_steps))
+    return model if config.accumulate_steps == 1 else Model(AccumulatedStep(step, config.accumulate_steps, mixer))
 
 
 class Float16Cell(nn.Cell):
