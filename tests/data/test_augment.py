@@ -12,7 +12,7 @@ from PIL import Image
 
 from covpool.config import Config
 from covpool.data import Augmentation, epoch_order, training_positions
-from covpool.data.augment import CHUNK, augmentation_draws, change_pixels, erasing_box, random_erasing
+from covpool.data.augment import CHUNK, augmentation_draws, change_pixels, erasing_box, random_erasing, random_shift
 from covpool.data.auto_augment import OPERATIONS, TRIVIAL, auto_augment, color_jitter, trivial_augment
 from covpool.errors import ConfigError, UserError
 from tests.data.image_files import dataset
@@ -205,7 +205,7 @@ def test_random_erasing_covers_the_published_ranges_with_noise() -> None:
     noise = noisy[noisy != 9]
     assert noisy.dtype == np.float32 and abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.1
     np.testing.assert_array_equal(noisy, random_erasing(image, row, 0.5, "pixel"))
-    other[1:3], other[5:] = row[1:3], row[5:]  # the same place, other noise
+    other[1:4], other[5:] = row[1:4], row[5:]  # the same place, other noise
     assert np.array_equal(random_erasing(image, other, 0.5, "pixel") != 9, noisy != 9)
     assert not np.intersect1d(random_erasing(image, other, 0.5, "pixel"), noise).size
     row[0] = 0.5
@@ -245,21 +245,22 @@ def test_more_numbers_leave_those_of_the_crop() -> None:
 
 @pytest.mark.parametrize("channels", [(3, 3), (1, 3), (1, 1), (3, 1)])
 def test_stages_come_in_the_order_of_timm(channels: tuple[int, int], numbered: Callable, batches: Callable) -> None:
-    """Flip, operations, normalisation, erasing; on the channels of the source, which need not be the network's."""
+    """Shift, flips, operations, normalisation, erasing; on the source's channels, which need not be the network's."""
     present, wanted = channels
     source, mean, std = numbered(8, 12, present), (0.25, 0.5, 0.75)[-wanted:], (0.5, 0.25, 0.2)[-wanted:]
     options = {"vertical_flip": 0.5, "auto_augment": "rand-m9-n4-p0.9-mstd0.5-inc1", "random_erasing": 0.9}
     statistics = {"mean": mean, "std": std, "channels": wanted}
-    plain = {"augmentation": "none", "eval_crop_ratio": 1, "batch_size": 8, "seed": 6, "epoch": 3}
+    plain = {"augmentation": "small", "batch_size": 8, "seed": 6, "epoch": 3}
     (batch,) = batches(dataset(source, True, 12, **plain, **options, **statistics))
     change, count = auto_augment(options["auto_augment"])
     grey = {3: 128, 1: round(255 * 0.75)}[wanted]  # the mean of all channels
     fill = (64, 128, 191) if channels == (3, 3) else (grey,) * present
-    draws = augmentation_draws(6, 3, 0, 0, 1 + count + 25)
+    draws = augmentation_draws(6, 3, 0, 3, 1 + count + 25)
     assert len(draws) == CHUNK
     for position, index in enumerate(epoch_order(8, 6, 3)):
-        row = draws[position]
-        image = change_pixels(source.images[index], row[: 1 + count], 0.5, change, fill)
+        row = draws[position, 3:]
+        image = random_shift(source.images[index], draws[position], 2, 0.5)
+        image = change_pixels(image, row[: 1 + count], 0.5, change, fill)
         if present > wanted:
             image = np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
         normal = np.float32((image / 255 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)
