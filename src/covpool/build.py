@@ -26,7 +26,7 @@ from covpool.data import (
     usable,
 )
 from covpool.errors import ConfigError, UserError
-from covpool.models import ImageClassifier, create_model, model_arguments
+from covpool.models import ImageClassifier, create_model, freeze_parts, model_arguments, recompute
 from covpool.pooling import list_poolings
 from covpool.pooling.counter_random import CounterUniform
 from covpool.runtime.distributed import World
@@ -188,8 +188,13 @@ def build_model(config: Config, world: World | None = None) -> nn.Cell:
             reduction_dim=config.reduction_dim,
             num_classes=config.num_classes,
             pooling_args=dict(config.pooling_args),
+            drop_rate=config.drop_rate,
+            drop_path_rate=config.drop_path_rate,
             **{**layers, **size, **config.model_args},
         )
+        freeze_parts(network, config.freeze)
+        if config.recompute:
+            recompute(network)
         if isinstance(network, ImageClassifier):
             network.check_image_size(config.height or config.eval_image_size, config.width or config.eval_image_size)
     except (ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ from mindspore.common.initializer import HeNormal, HeUniform, Uniform
 
 from covpool.models.features import FeatureInfo
 from covpool.pooling import create_pooling, pooling_info
+from covpool.pooling.counter_random import Dropout
 
 _HEAD = ("layer_reduce", "layer_reduce_bn", "layer_reduce_relu", "pooling", "dropout", "fc")
 
@@ -100,6 +101,7 @@ class ImageClassifier(nn.Cell, ABC):
         backbone_prefix: What the parameters of the backbone begin with, where their own code has no prefix.
         out_indices: Stages that are the output, see :meth:`keep_features`; None gives logits.
         feature_info: What these stages are.
+        drops: Whether entries of the pooled vector are dropped before the classifier, see :meth:`set_drop_rate`.
         conventions: What the network's parameters do not tell, see :meth:`set_conventions`.
     """
 
@@ -111,6 +113,7 @@ class ImageClassifier(nn.Cell, ABC):
     backbone_prefix: str = ""
     out_indices: tuple[int, ...] | None = None
     feature_info: FeatureInfo
+    drops: bool = False
     conventions: str = "torchvision"
 
     def set_conventions(self, name: str) -> None:
@@ -155,6 +158,22 @@ class ImageClassifier(nn.Cell, ABC):
         self.fc = dense_classifier(self.pooling.out_features, num_classes)
         self.num_classes = num_classes
         self.compile_cache.clear()
+
+    def set_drop_rate(self, rate: float) -> None:
+        """Drop entries of what the classifier gets, each with probability ``rate`` in [0, 1), in training.
+
+        Raises:
+            ValueError: Another rate.
+        """
+        self.dropout = Dropout(rate)
+        self.drops = True
+        self.compile_cache.clear()
+
+    def drop(self, x: ms.Tensor) -> ms.Tensor:
+        """What a classifier gets, (N, d), with entries dropped where that is on."""
+        if self.drops:
+            x = self.dropout(x)
+        return x
 
     def keep_features(self, out_indices: Sequence[int] | None = None) -> None:
         """Make the maps of stages the output; what comes after the last of them is removed.
@@ -209,7 +228,7 @@ class ImageClassifier(nn.Cell, ABC):
         With ``pre_logits``, or without a classifier, to the pooled vector, (N, pooling.out_features).
         """
         x = self.pooling(x)
-        return x if pre_logits else self.fc(x)
+        return x if pre_logits or self.num_classes == 0 else self.fc(self.drop(x))
 
     def construct(self, x: ms.Tensor) -> ms.Tensor | tuple[ms.Tensor, ...]:
         """Images (N, in_channels, H, W) to logits (N, num_classes), or to a tuple of the stages' maps."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 # What follows the backbone: reduction, pooling, classifiers.
-_HEAD = re.compile(r"(layer_reduce(_\w+)?|pooling|fc|head)\.")
+_HEAD = re.compile(r"(layer_reduce(_\w+)?|pooling|fc|head(_dist)?)\.")
 # One block: of ResNets, ShuffleNetV2, MobileNetV2, Swin and the other transformers.
 _BLOCK = re.compile(r"(layer\d+\.\d+|stage\d+\.\d+|features\.\d+\.conv|layers\.\d+\.blocks\.\d+|blocks\.\d+)\.")
 

@@ -10,10 +10,10 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.common.initializer import Normal, initializer
 
+from covpool.models.blocks import NetworkBlock
 from covpool.models.classifier import ImageClassifier, batch_norm, convolution, is_small_stem
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.registry import register_model
-from covpool.pooling.counter_random import Dropout
 
 # Of each group of blocks: expansion, channels, number of blocks, stride of the first.
 _BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -34,7 +34,7 @@ def _unit(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
     )
 
 
-class InvertedResidual(nn.Cell):
+class InvertedResidual(NetworkBlock):
     """1x1 convolution to more channels, depthwise 3x3, 1x1 without activation, and a shortcut where shapes are equal.
 
     (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)
@@ -50,7 +50,7 @@ class InvertedResidual(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         y = self.conv(x)
-        return x + y if self.has_shortcut else y
+        return x + self.path(y) if self.has_shortcut else y
 
 
 class MobileNetV2(ImageClassifier):
@@ -103,7 +103,7 @@ class MobileNetV2(ImageClassifier):
         last = scaled(1280, max(1.0, width))
         self.features = nn.SequentialCell(*cells, _unit(channels, last, 1))
         self.build_head(last, pooling, reduction_dim, num_classes, pooling_args)
-        self.dropout = Dropout(dropout)
+        self.set_drop_rate(dropout)
 
     def reset_classifier(self, num_classes: int) -> None:
         """As in the base; weights are normal with standard deviation 0.01, biases 0."""
@@ -135,11 +135,6 @@ class MobileNetV2(ImageClassifier):
             if index in _ENDS:
                 maps += (x,)
         return maps
-
-    def forward_head(self, x: ms.Tensor, pre_logits: bool = False) -> ms.Tensor:
-        """As in the base, with dropout before the classifier."""
-        x = self.pooling(x)
-        return x if pre_logits or self.num_classes == 0 else self.fc(self.dropout(x))
 
 
 # MindCV's names: hundredths of the width.

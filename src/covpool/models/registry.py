@@ -10,6 +10,7 @@ from typing import Any, Callable, Sequence
 from mindspore import nn
 
 from covpool.checkpoints.conversion import read_weights, start_from
+from covpool.models.blocks import add_drop_path
 from covpool.models.mindcv_network import MINDCV, mindcv_builder
 from covpool.registry import Registry
 
@@ -53,6 +54,8 @@ def create_model(
     pretrained: str | Path | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
+    drop_rate: float | None = None,
+    drop_path_rate: float = 0.0,
     **model_args: Any,
 ) -> nn.Cell:
     """Make a network, with freshly initialised weights (drawn from MindSpore's global seed) or with those of a file.
@@ -70,6 +73,10 @@ def create_model(
         features_only: Give a tuple of the maps of stages, without reduction, pooling and classifier. The attribute
             ``feature_info`` tells their names, channels and reductions.
         out_indices: With ``features_only``, which stages: 0 for the first, 1 to 4; all by default.
+        drop_rate: Probability, below 1, that an entry of what the classifier gets is dropped in training; None for the
+            network's own: 0.2 of MobileNetV2, 0 of the others.
+        drop_path_rate: Stochastic depth, below 1: how often the path of the last block is left out for an image in
+            training; it rises linearly from 0 at the first block. Each image has its own draw.
         **model_args: What the network takes besides: ``in_channels``, ``stem``, ``base_width`` for ResNets,
             ``in_channels``, ``stem``, ``width_mult``, ``dropout`` for MobileNetV2,
             ``in_channels``, ``image_size``, ``embed_dim`` and others for transformers.
@@ -99,6 +106,10 @@ def create_model(
         pooling_args=pooling_args,
         **model_args,
     )
+    if drop_rate is not None and (drop_rate or network.drops):
+        network.set_drop_rate(drop_rate)
+    if drop_path_rate:
+        add_drop_path(network, drop_path_rate)
     if pretrained is not None:
         start_from(network, read_weights(Path(pretrained)))
     if features_only:

@@ -10,6 +10,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn, ops
 
+from covpool.models.blocks import NetworkBlock
 from covpool.models.classifier import ImageClassifier, MaxPool, batch_norm, convolution, is_small_stem
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.registry import register_model
@@ -20,7 +21,7 @@ _IN_BACKBONE = re.compile(r"conv1$|bn1$|layer\d\.")
 _IN_BASIC_BLOCK = re.compile(r"layer\d\.\d+\.bn\d$")
 
 
-class BasicBlock(nn.Cell):
+class BasicBlock(NetworkBlock):
     """Two 3x3 convolutions and a shortcut: (N, in_channels, H, W) -> (N, channels, H / stride, W / stride)."""
 
     expansion = 1
@@ -36,11 +37,11 @@ class BasicBlock(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.path(self.bn2(self.conv2(y)))
         return self.relu(y + self.downsample(x))
 
 
-class Bottleneck(nn.Cell):
+class Bottleneck(NetworkBlock):
     """1x1, 3x3, 1x1 convolutions and a shortcut: (N, in_channels, H, W) -> (N, 4 channels, H / stride, W / stride)."""
 
     expansion = 4
@@ -60,7 +61,7 @@ class Bottleneck(nn.Cell):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = self.path(self.bn3(self.conv3(y)))
         return self.relu(y + self.downsample(x))
 
 

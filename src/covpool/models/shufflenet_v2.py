@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.common.initializer import HeUniform, initializer
 
+from covpool.models.blocks import NetworkBlock
 from covpool.models.classifier import ImageClassifier, MaxPool, batch_norm, convolution, is_small_stem
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.registry import register_model
@@ -17,11 +18,13 @@ from covpool.models.registry import register_model
 _REPEATS = (4, 8, 4)
 
 
-class ShuffleBlock(nn.Cell):
+class ShuffleBlock(NetworkBlock):
     """Two branches whose channels are interleaved: (N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride).
 
     With stride 2 both branches see all channels; with stride 1 the first half of the channels passes unchanged.
     """
+
+    has_shortcut = False
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

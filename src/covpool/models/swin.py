@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from covpool.models.blocks import NetworkBlock
 from covpool.models.registry import register_model
 from covpool.models.token_head import TokenClassifier
 from covpool.models.transformer import Attention, Mlp, PatchEmbed, dense, layer_norm
@@ -37,7 +38,7 @@ class WindowAttention(Attention):
         return bias.swapaxes(0, 1).reshape(1, self.num_heads, self.area, self.area)
 
 
-class SwinBlock(nn.Cell):
+class SwinBlock(NetworkBlock):
     """Window attention and MLP: tokens (N * H * W, channels) -> the same shape.
 
     Args:
@@ -74,8 +75,9 @@ class SwinBlock(nn.Cell):
         return x.reshape(-1, channels)
 
     def construct(self, x: ms.Tensor, height: int, width: int) -> ms.Tensor:
-        x = x + self.attend(self.norm1(x), height, width)
-        return x + self.mlp(self.norm2(x))
+        length = height * width
+        x = x + self.path(self.attend(self.norm1(x), height, width), length)
+        return x + self.path(self.mlp(self.norm2(x)), length)
 
 
 class PatchMerging(nn.Cell):

@@ -108,9 +108,9 @@ class TokenClassifier(ImageClassifier):
         token = self.summary_token(x)
         bare = pre_logits or self.num_classes == 0
         if not self.has_reduction:
-            return token if bare else self.head(token)
+            return token if bare else self.head(self.drop(token))
         length = x.shape[1] - self.class_tokens
         vector = self.pool_tokens(x[:, self.class_tokens :].reshape(-1, self.num_features), length)
         if bare:
             return ops.concat((token, vector), 1)
-        return self.head(token) + self.fc(vector)
+        return self.head(self.drop(token)) + self.fc(self.drop(vector))

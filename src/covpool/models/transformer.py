@@ -13,6 +13,8 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.common.initializer import HeUniform, Normal, Uniform
 
+from covpool.models.blocks import NetworkBlock
+
 
 def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> nn.Dense:
     """A dense layer with timm's initialisation: normal with deviation 0.02, bias 0."""
@@ -121,7 +123,7 @@ class Attention(nn.Cell):
         return self.proj(y.transpose(0, 2, 1, 3).reshape(-1, heads * self.head_dim))
 
 
-class Block(nn.Cell):
+class Block(NetworkBlock):
     """A pre-norm block of attention and MLP among every ``length`` rows: (R, channels) -> (R, channels)."""
 
     def __init__(self, channels: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, eps: float) -> None:
@@ -132,8 +134,8 @@ class Block(nn.Cell):
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
 
     def construct(self, x: ms.Tensor, length: int) -> ms.Tensor:
-        x = x + self.attn(self.norm1(x), length)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.path(self.attn(self.norm1(x), length), length)
+        return x + self.path(self.mlp(self.norm2(x)), length)
 
 
 def resize_matrix(old: int, new: int) -> np.ndarray:

@@ -65,12 +65,30 @@ class Dropout(CounterUniform):
     def __init__(self, rate: float, seed: int = 0) -> None:
         super().__init__(seed)
         self.rate = check_float("rate", rate, 0.0, 1.0, high_open=True)
+        self.at_least = ops.GreaterEqual()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:  # type: ignore[override]
         if not self.training or self.rate == 0.0:
             return x
-        keep = (self.draw(x.shape[0], x.shape[1]) >= self.rate).astype(ms.float32)
-        return x * (keep / (1.0 - self.rate))
+        return x * self.mask(x.shape[0], x.shape[1])
+
+    def mask(self, n: int, d: int) -> ms.Tensor:
+        """The next factors, `(n, d)`: 0 or 1 / (1 - rate)."""
+        return self.at_least(self.draw(n, d), self.rate).astype(ms.float32) / (1.0 - self.rate)
+
+
+class DropPath(Dropout):
+    """Stochastic depth in training (Huang et al., ECCV 2016): what a path adds is left out for some of the images.
+
+    `(N * length, ...) -> (N * length, ...)`, float32: `length` rows of an image share its fate. Kept ones are divided
+    by 1 - rate, as in timm.
+    """
+
+    def construct(self, x: ms.Tensor, length: int = 1) -> ms.Tensor:  # type: ignore[override]
+        if not self.training or self.rate == 0.0:
+            return x
+        images = x.shape[0] // length
+        return (x.reshape(images, -1) * self.mask(images, 1)).reshape(x.shape)
 
 
 @functools.lru_cache(maxsize=16)
