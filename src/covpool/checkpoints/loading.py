@@ -10,11 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.checkpoints.names import listed
+from covpool.checkpoints.names import is_counter, listed
 from covpool.errors import UserError
 
 # A transformer classifies by its class token or average of tokens with `head`, and by its pooling with `fc`.
-CLASSIFIER = ("fc.", "head.")
+CLASSIFIER = ("fc.", "head.", "head_dist.")
 HEAD = ("layer_reduce_norm.", "layer_reduce.", "layer_reduce_bn.", "pooling.", "dropout.", *CLASSIFIER)
 _CLASSIFIERS = ("fc.weight", "head.weight", "head.fc.weight")
 # Where a checkpoint says by which conventions its network computes: a fact beside the parameters.
@@ -54,6 +54,8 @@ def load_into(
 ) -> list[str]:
     """Load parameters into a network, strictly; nothing is changed when something does not fit.
 
+    A counter of random draws may be on one side alone: the network's then stays.
+
     Args:
         network: A cell of `create_model`.
         parameters: MindSpore name -> parameter, of this network's shapes.
@@ -73,11 +75,13 @@ def load_into(
     targets = {name: p for name, p in network.parameters_and_names() if not name.startswith(left_out)}
     sources = {name: p for name, p in parameters.items() if not name.startswith(left_out)}
     both = [name for name in targets if name in sources]
+    # Of stochastic depth and dropout, which a training may switch on or off; that of a pooling belongs to its kind.
+    free = [name for name in targets.keys() ^ sources.keys() if is_counter(name) and not name.startswith("pooling.")]
     shapes = [name for name in both if not _has_shape(network, sources, name, tuple(targets[name].shape))]
     types = [name for name in both if sources[name].is_floating_point() != targets[name].is_floating_point()]
     problems = (
-        ("missing in the checkpoint", [name for name in targets if name not in sources], 4),
-        ("left over in the checkpoint", [name for name in sources if name not in targets], 4),
+        ("missing in the checkpoint", [n for n in targets if n not in sources and n not in free], 4),
+        ("left over in the checkpoint", [n for n in sources if n not in targets and n not in free], 4),
         ("of another shape", [f"{n} {list(sources[n].shape)} instead of {list(targets[n].shape)}" for n in shapes], 3),
         ("of another type", [f"{n} {sources[n].dtype} instead of {targets[n].dtype}" for n in types], 3),
     )

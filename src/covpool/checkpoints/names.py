@@ -21,7 +21,10 @@ _BATCHES = "num_batches_tracked"
 
 # Ranks of what a module other than a normalisation holds: dense layers and 2D convolutions. Then parameters of
 # transformers that are no module's.
-_RANKS = {"weight": (2, 4), "bias": (1,), "cls_token": (3,), "pos_embed": (3,), "relative_position_bias_table": (2,)}
+_RANKS = {
+    **{"weight": (2, 4), "bias": (1,), "relative_position_bias_table": (2,)},
+    **{"cls_token": (3,), "dist_token": (3,), "pos_embed": (3,)},
+}
 
 # The released DropCov checkpoints keep the channel convolution of the pooling under this name.
 _RELEASED_KERNEL = "eca_layer.conv.weight"
@@ -98,8 +101,8 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
     * `m` with `running_mean` is a batch normalisation: `weight, bias, running_mean, running_var` become
       `gamma, beta, moving_mean, moving_variance`; `num_batches_tracked` has no counterpart and is dropped;
     * `m` with a `weight` of rank 1 and no `running_mean` is a layer normalisation, with `gamma` and `beta`;
-    * `cls_token`, `pos_embed` and `relative_position_bias_table` keep their names; of a Swin Transformer as its authors
-      published it, `layers.i.downsample` becomes `layers.i+1.downsample`, `head` becomes `head.fc`, and
+    * `cls_token`, `dist_token`, `pos_embed` and `relative_position_bias_table` keep their names; of a Swin Transformer
+      as its authors published it, `layers.i.downsample` becomes `layers.i+1.downsample`, `head` becomes `head.fc`, and
       `relative_position_index` and `attn_mask` are dropped;
     * `eca_layer.conv.weight` (1, 1, k) becomes `pooling.conv.weight`, and the count of drawn dropout masks,
       `pooling.dropout.counter`, which PyTorch does not have, starts at 0;
