@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,19 @@ def image_transform(config: Config, source: Source | None = None) -> ImageTransf
 
 
 def image_augmentation(config: Config) -> Augmentation:
-    """How training images vary at random; a key of the same name gives each value, ``augmentation`` the kind."""
-    keys = [field.name for field in fields(Augmentation) if field.name != "kind"]
-    return Augmentation(config.augmentation, **{key: getattr(config, key) for key in keys})
+    """How training images vary at random."""
+    return Augmentation(
+        config.augmentation,
+        crop_scale=config.crop_scale,
+        crop_ratio=config.crop_ratio,
+        flip_probability=config.flip_probability,
+        vertical_flip=config.vertical_flip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment,
+        random_erasing=config.random_erasing,
+        erasing_mode=config.erasing_mode,
+        repeated_augmentation=config.repeated_augmentation,
+    )
 
 
 def description(config: Config, source: Source) -> dict[str, Any]:
