@@ -23,9 +23,9 @@ def contradictions(config: Any) -> list[str]:
     found = []
     default = type(config)  # counts as left out: a run's own config.yaml, which repeats the run, gives every key
     if config.warmup_epochs + config.cooldown_epochs >= config.epoch_size > 1:
+        cooldown = f" and cooldown_epochs = {config.cooldown_epochs}" if config.cooldown_epochs else ""
         found.append(
-            f"warmup_epochs = {config.warmup_epochs} and cooldown_epochs = {config.cooldown_epochs}: must together be "
-            f"below epoch_size = {config.epoch_size}"
+            f"warmup_epochs = {config.warmup_epochs}{cooldown}: must be below epoch_size = {config.epoch_size}"
         )
     if config.cooldown_epochs and config.lr_end == 0:
         found.append(f"cooldown_epochs = {config.cooldown_epochs}: needs lr_end above 0, the rate of these epochs")
