@@ -54,7 +54,15 @@ _TRAINER = {
 _REDUCTION = {"dimension_reduction.0.": "layer_reduce.", "dimension_reduction.1.": "layer_reduce_bn."}
 _MOBILENET_MARK = "features.0.0.weight"
 _LIGHT = {_MOBILENET_MARK: {**_REDUCTION, "classifier.1.": "fc."}, "conv5.0.weight": _REDUCTION}
-_DROPOUT_COUNTER = "dropout.counter"
+# MobileNetV2 of timm, which counts the blocks within each of its groups; the first one expands nothing.
+_TIMM_MARK = "blocks.0.0.conv_dw.weight"
+_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
+_OTHER = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
+_ENDS = {"conv_stem": "features.0.0", "bn1": "features.0.1", "conv_head": "features.18.0", "bn2": "features.18.1"}
+_LIGHT[_TIMM_MARK] = {f"{theirs}.": f"{ours}." for theirs, ours in {**_ENDS, "classifier": "fc"}.items()}
+for _index, _place in enumerate(f"{i}.{j}" for i, blocks in enumerate((1, 2, 3, 4, 3, 3, 1)) for j in range(blocks)):
+    for _theirs, _ours in (_OTHER if _index else _FIRST).items():
+        _LIGHT[_TIMM_MARK][f"blocks.{_place}.{_theirs}."] = f"features.{_index + 1}.conv.{_ours}."
 # The transformers of the DropCov release, likewise.
 _DENSE_STEM_MARK = "visual_tokens.tokens.stem.0.weight"
 _LIGHT[_DENSE_STEM_MARK] = {
@@ -64,7 +72,7 @@ _LIGHT[_DENSE_STEM_MARK] = {
 }
 _COUNTERS = {
     _RELEASED_KERNEL: (COUNTER,),
-    _MOBILENET_MARK: (_DROPOUT_COUNTER,),
+    _MOBILENET_MARK: ("dropout.counter",),
     _DENSE_STEM_MARK: (COUNTER, _POOLING + "token_dropout.counter"),
 }
 
@@ -95,7 +103,7 @@ def convert_state_dict(state_dict: Mapping[str, np.ndarray]) -> dict[str, ms.Par
     * in a checkpoint of the trainer of fast-MPN-COV, `features.N`, `representation.conv_dr_block.N` and `classifier`
       become the backbone's names, `layer_reduce`, `layer_reduce_bn` and `fc`;
     * in a MobileNetV2 or ShuffleNetV2, `dimension_reduction.0`, `dimension_reduction.1` and `classifier.1` become
-      `layer_reduce`, `layer_reduce_bn` and `fc`; `dropout.counter`, which MobileNetV2 has besides, starts at 0;
+      `layer_reduce`, `layer_reduce_bn` and `fc`; `dropout.counter` starts at 0; timm's names become these;
     * in a transformer of the DropCov release, `classifier.representation.wr`, `classifier.visual_fc` and
       `classifier.cls_fc` become `layer_reduce`, `fc` and `head`; its two counters of dropout masks start at 0;
     * `m` with `running_mean` is a batch normalisation: `weight, bias, running_mean, running_var` become

@@ -105,7 +105,7 @@ class DeiT(TokenClassifier):
         return self.cls_token
 
     def forward_backbone(self, x: ms.Tensor) -> ms.Tensor:
-        """Images (N, in_channels, H, W) to tokens (N, class_tokens + L, embed_dim), the class token first, normalised."""
+        """Images (N, in_channels, H, W) to tokens (N, class_tokens + L, embed_dim), the class token first."""
         grid = patch_grid(x.shape[2], x.shape[3], self.patch_size)
         first, width = self.class_tokens, self.num_features
         length = first + grid[0] * grid[1]

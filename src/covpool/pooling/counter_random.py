@@ -84,7 +84,7 @@ class DropPath(Dropout):
     by 1 - rate, as in timm.
     """
 
-    def construct(self, x: ms.Tensor, length: int = 1) -> ms.Tensor:  # type: ignore[override]
+    def construct(self, x: ms.Tensor, length: int = 1) -> ms.Tensor:
         if not self.training or self.rate == 0.0:
             return x
         images = x.shape[0] // length
