@@ -59,7 +59,7 @@ def rate_course(run: Path, batches: int = 20, data_path: str = "") -> list[dict[
         if file is not None:
             load_network(network, read_checkpoint(file), architecture(config))
         found = []
-        for images, _ in numpy_batches(build_dataset(config, source, True, World())):
+        for images, *_ in numpy_batches(build_dataset(config, source, True, World())):
             found.append(float(rate(ms.Tensor(images)).asnumpy().item()))
             if len(found) == batches:
                 break

@@ -16,7 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.build import build_dataset, build_model, build_source, resolve_class_num
+from covpool.build import batch_mixing, build_dataset, build_model, build_source, resolve_class_num
 from covpool.config import Config
 from covpool.data import pipeline_errors, steps_per_epoch
 from covpool.errors import UserError
@@ -105,6 +105,8 @@ def record_landscape(config: Config, every: int) -> Iterator[dict[str, float]]:
     """
     if config.run_distribute or config.amp_level != "O0":
         raise UserError("the landscape is measured by one process in full precision (amp_level=O0)", 2)
+    if batch_mixing(config) is not None or config.teacher:
+        raise UserError("the landscape is that of a plain loss: without mixup, cutmix and teacher", 2)
     world = World()
     ms.set_seed(config.seed)
     source = build_source(config, "train", world)

@@ -108,10 +108,10 @@ class Teacher(nn.Cell):
 
 
 class Objective(nn.Cell):
-    """The loss of a network that learns from targets and from a teacher: images and targets to a scalar.
+    """The loss of a network that has one output or two, and may learn from a teacher: images and targets to a scalar.
 
-    ``(1 - alpha) * loss + alpha * distillation``. Of a network that gives two logits in training, for classes and for
-    distillation, the second learn from the teacher; any other network has one for both.
+    With a teacher ``(1 - alpha) * loss + alpha * distillation``. Of two logits the first are compared with the targets,
+    the second with the teacher; one is compared with both. Without a teacher two logits are averaged, as in evaluation.
 
     Args:
         network: (N, C, H, W) -> logits (N, K), or a tuple of two.
@@ -122,7 +122,12 @@ class Objective(nn.Cell):
     """
 
     def __init__(
-        self, network: nn.Cell, loss: nn.Cell, teacher: Teacher, distillation: Distillation, alpha: float
+        self,
+        network: nn.Cell,
+        loss: nn.Cell,
+        teacher: Teacher | None = None,
+        distillation: Distillation | None = None,
+        alpha: float = 0.0,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.network, self.loss = network, loss
@@ -131,6 +136,8 @@ class Objective(nn.Cell):
     def construct(self, image: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
         outputs = self.network(image)
         logits, student = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        if self.teacher is None or self.distillation is None:
+            return self.loss((logits + student) * 0.5, targets)
         taught = self.distillation(student, self.teacher(image))
         return self.loss(logits, targets) * (1.0 - self.alpha) + taught * self.alpha
 
@@ -160,12 +167,17 @@ def batch_mixer(config: Config) -> BatchMixer | None:
 def set_objective(
     model: Model, config: Config, teacher: Teacher | None = None, mixer: BatchMixer | None = None
 ) -> None:
-    """Make the step of a model learn from a teacher, and mix its batches; without both it stays as it is built."""
+    """Make the step of a model learn from a teacher and mix its batches; otherwise it stays as MindSpore built it.
+
+    Unless the network gives two logits, for two tokens, of which MindSpore's cell knows nothing.
+    """
     step = model.train_network
+    plain = step.network  # MindSpore's cell of network and loss, one of two kinds
     if teacher is not None:
-        plain = step.network  # MindSpore's cell of network and loss, one of two kinds
         distillation = Distillation(config.distillation, config.distillation_tau)
         step.network = Objective(plain._backbone, plain._loss_fn, teacher, distillation, config.distillation_alpha)
+    elif getattr(model._network, "class_tokens", 1) == 2:
+        step.network = Objective(plain._backbone, plain._loss_fn)
     if mixer is not None:
         step.network = MixedObjective(mixer, step.network)
         model._loss_fn = None  # with it the model insists on two columns

@@ -111,12 +111,10 @@ def load_teacher(config: Config, source: Source) -> Teacher | None:
     """
     if not config.teacher:
         return None
-    checkpoint = read_checkpoint(config.teacher).averaged(config.use_ema)
-    if not checkpoint.about.get("architecture"):
-        raise UserError(
-            f"teacher {config.teacher} does not say which network it holds: give a checkpoint of a training"
-        )
     try:
+        checkpoint = read_checkpoint(config.teacher).averaged(config.use_ema)
+        if not checkpoint.about.get("architecture"):
+            raise UserError(f"{checkpoint.path} does not say which network it holds; a checkpoint of a training does")
         theirs = with_checkpoint(Config(), checkpoint)
         network = build_model(theirs.replace(height=config.train_image_size, width=config.train_image_size))
         load_network(network, checkpoint)
