@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from covpool.config import load_config
 from covpool.config.schema import Config, options
 from covpool.config.values import check, closest, resolve
 from covpool.errors import ConfigError
@@ -160,6 +161,15 @@ def test_closest_always_answers():
         ({"mean": (0.5,)}, ["mean", "in_channels = 3"]),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, ["std", "in_channels = 3"]),
         ({"nesterov": True, "momentum": 0}, ["nesterov", "momentum"]),
+        ({"warmup_epochs": 3, "cooldown_epochs": 2, "epoch_size": 5, "lr_end": 0.1}, ["cooldown_epochs = 2", "below"]),
+        ({"cooldown_epochs": 2}, ["cooldown_epochs = 2", "lr_end above 0"]),
+        ({"lr_decay_mode": "one_cycle", "warmup_epochs": 5}, ["warmup_epochs = 5", "its own warm-up"]),
+        ({"lr_base": 0.1, "lr_max": 0.2}, ["lr_base = 0.1", "lr_max = 0.2", "(0.1)"]),
+        ({"betas": (0.9, 0.99)}, ["betas = [0.9, 0.99]", "optimizer = momentum has none"]),
+        ({"optimizer": "sgd", "eps": 1e-6}, ["eps = 1e-06", "optimizer = sgd has none"]),
+        ({"optimizer": "lion", "eps": 1e-6}, ["eps", "optimizer = lion has none"]),
+        ({"optimizer": "lamb", "nesterov": True}, ["nesterov = True", "optimizer = lamb has none"]),
+        ({"optimizer": "adamw", "momentum": 0.8}, ["momentum = 0.8", "optimizer = adamw has none"]),
         ({"cpu_kernels": "compiled", "device_target": "GPU"}, ["cpu_kernels", "device_target = CPU"]),
         ({"cpu_kernels": "compiled", "amp_level": "O1"}, ["cpu_kernels", "amp_level = O0"]),
         ({"eval_image_size": 8000, "eval_crop_ratio": 0.1}, ["eval_crop_ratio", "80000 pixels", "at most 16384"]),
@@ -175,6 +185,13 @@ def test_replace_checks_values_and_combinations(changes, words):
     with pytest.raises(ConfigError) as caught:
         Config().replace(**changes)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_default_contradicts_nothing(tmp_path):
+    """Shipped files give `momentum` and `lr_max`, a run's own config.yaml every key."""
+    config = Config(optimizer="adamw", betas=(0.9, 0.95), lr_base=5e-4)
+    config.dump(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_a_configuration_is_immutable_and_replace_makes_a_new_one():

@@ -17,5 +17,6 @@ import timm
 import timm.data
 import timm.loss
 import timm.optim
+import timm.scheduler
 
 __all__ = ["timm", "torchvision"]

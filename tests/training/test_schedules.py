@@ -1,4 +1,4 @@
-"""Schedules against tables worked out by hand from the formulas."""
+"""Schedules against tables worked out by hand from the formulas, PyTorch's and timm's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from covpool.config import Config, ConfigError
+from covpool.training.recipe import recipe_rates
 from covpool.training.schedules import PER_EPOCH, PER_STEP, learning_rates
+from tests.models.peers import timm
 
 
 def per_epoch(mode: str, epochs: int, **arguments: object) -> np.ndarray:
@@ -36,6 +39,69 @@ def test_linear_and_cosine_end_towards_lr_end() -> None:
     for mode in ("linear", "cosine"):
         rates = learning_rates(mode, lr_max=0.8, lr_end=0.1, epochs=100, steps_per_epoch=10)
         assert 0.1 < rates[-1] < 0.102
+
+
+def test_cosine_with_warm_up_and_cool_down_is_that_of_timm() -> None:
+    """timm's rate of the step after in the warm-up, which therefore ends at lr_max; then its rate of the same step."""
+    rates = learning_rates(
+        "cosine",
+        lr_max=0.8,
+        lr_init=0.2,
+        lr_end=0.05,
+        epochs=9,
+        steps_per_epoch=4,
+        warmup_epochs=2,
+        cooldown_epochs=3,
+    )
+    group = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+    scheduler = timm.scheduler.CosineLRScheduler(
+        group, t_initial=16, lr_min=0.05, warmup_t=8, warmup_lr_init=0.2, warmup_prefix=True, t_in_epochs=False
+    )
+    theirs = []
+    for step in range(1, 37):
+        theirs.append(group.param_groups[0]["lr"])
+        scheduler.step_update(step)
+    np.testing.assert_allclose(rates[:7], theirs[1:8], rtol=1e-6)
+    np.testing.assert_allclose(rates[8:], theirs[8:], rtol=1e-6)
+    assert rates[7] == rates[8] == np.float32(0.8) and (rates[24:] == np.float32(0.05)).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 77])
+def test_one_cycle_is_that_of_pytorch(steps: int) -> None:
+    for given, factors in (({}, {}), ({"lr_init": 0.2, "lr_end": 0.001}, {"div_factor": 4, "final_div_factor": 200})):
+        group = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(group, 0.8, steps, cycle_momentum=False, **factors)
+        theirs = []
+        for step in range(steps):
+            theirs.append(group.param_groups[0]["lr"])
+            group.step()
+            if step < steps - 1:
+                scheduler.step()
+        ours = learning_rates("one_cycle", lr_max=0.8, epochs=1, steps_per_epoch=steps, **given)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", [*PER_STEP, *PER_EPOCH["resnet"]])
+def test_the_last_epochs_stay_at_lr_end(mode: str) -> None:
+    arguments = {"lr_max": 0.8, "lr_end": 0.01, "steps_per_epoch": 3}
+    rates = learning_rates(mode, epochs=8, cooldown_epochs=2, **arguments)
+    assert (rates[18:] == np.float32(0.01)).all()
+    whole = mode in ("step", "steps", *PER_EPOCH["resnet"])  # those count from the start
+    np.testing.assert_array_equal(rates[:18], learning_rates(mode, epochs=8 if whole else 6, **arguments)[:18])
+
+
+def test_power_of_poly() -> None:
+    np.testing.assert_allclose(per_epoch("poly", 4, lr_max=0.8, power=0.5), 0.8 * np.sqrt([1, 0.75, 0.5, 0.25]))
+
+
+def test_the_configured_rates() -> None:
+    config = Config(lr_base=0.4, lr_base_size=256, lr_decay_mode="poly", lr_power=1.0, epoch_size=4, lr_end=0.01)
+    np.testing.assert_allclose(recipe_rates(config, 1, 512), [0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(recipe_rates(config, 1, 128), [0.2, 0.15, 0.1, 0.05], rtol=1e-6)
+    cooled = config.replace(cooldown_epochs=2, warmup_epochs=1, lr_factor=10.0)
+    np.testing.assert_allclose(recipe_rates(cooled, 1, 256), [4, 4, 0.1, 0.1], rtol=1e-6)
+    trial = cooled.replace(epoch_size=1)
+    np.testing.assert_allclose(recipe_rates(trial, 2, 256), [4, 2], rtol=1e-6)
 
 
 def test_ports_steps_and_step() -> None:
@@ -102,7 +168,7 @@ def test_stretched_milestones_are_where_exact_arithmetic_puts_them(designed: int
         np.testing.assert_allclose(rates, 0.1**decays, rtol=1e-6, err_msg=f"{designed} -> {epochs}")
 
 
-@pytest.mark.parametrize("mode", [*PER_STEP, *PER_EPOCH["resnet"]])
+@pytest.mark.parametrize("mode", [mode for mode in (*PER_STEP, *PER_EPOCH["resnet"]) if mode != "one_cycle"])
 def test_every_schedule_begins_with_the_warm_up(mode: str) -> None:
     arguments = {"lr_max": 0.8, "epochs": 8, "steps_per_epoch": 3}
     rates = learning_rates(mode, lr_init=0.2, warmup_epochs=2, **arguments)
@@ -118,7 +184,7 @@ def test_epoch_schedules_stretch_to_another_length() -> None:
 
 @pytest.mark.parametrize("mode", PER_STEP)
 def test_length_and_type(mode: str) -> None:
-    rates = learning_rates(mode, lr_max=0.1, epochs=7, steps_per_epoch=11, warmup_epochs=1)
+    rates = learning_rates(mode, lr_max=0.1, epochs=7, steps_per_epoch=11, warmup_epochs=int(mode != "one_cycle"))
     assert rates.shape == (77,) and rates.dtype == np.float32 and np.isfinite(rates).all()
 
 
@@ -129,6 +195,8 @@ def test_length_and_type(mode: str) -> None:
         ({"family": "vgg"}, "unknown family 'vgg'"),
         ({"epochs": 0}, "at least 1"),
         ({"warmup_epochs": 5}, r"warmup_epochs must be in \[0, 5\)"),
+        ({"warmup_epochs": 3, "cooldown_epochs": 2}, r"cooldown_epochs must be in \[0, 2\)"),
+        ({"mode": "one_cycle", "warmup_epochs": 1}, "one_cycle has its own warm-up"),
     ],
 )
 def test_errors_say_what_is_allowed(arguments: dict[str, object], message: str) -> None:
