@@ -11,9 +11,18 @@ import pytest
 from mindspore import nn
 
 from covpool import cli
+from covpool.config import Config
 from covpool.errors import UserError
 from covpool.models import create_model
-from covpool.research.landscape import LENGTHS, Probe, band_widths, mean_records, plot_landscape, read_records
+from covpool.research.landscape import (
+    LENGTHS,
+    Probe,
+    band_widths,
+    mean_records,
+    plot_landscape,
+    read_records,
+    record_landscape,
+)
 from covpool.training.losses import LabelSmoothingCrossEntropy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +79,12 @@ def test_a_probe_leaves_the_network_as_it_was(graph_mode: None) -> None:
 def test_a_network_without_a_stem_is_refused() -> None:
     with pytest.raises(UserError, match="not Identity"):
         Probe(nn.Identity(), HalfSquare())
+
+
+@pytest.mark.parametrize("keys", [{"mixup": 0.2}, {"cutmix": 1.0}, {"teacher": "net.ckpt"}])
+def test_a_loss_that_is_not_of_images_and_labels_alone_is_refused(keys: dict) -> None:
+    with pytest.raises(UserError, match="without mixup, cutmix and teacher"):
+        next(record_landscape(Config(**keys), 1))
 
 
 def test_records_and_widths(tmp_path: Path) -> None:
