@@ -161,6 +161,8 @@ def test_closest_always_answers():
         ({"mean": (0.5,)}, ["mean", "in_channels = 3"]),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, ["std", "in_channels = 3"]),
         ({"nesterov": True, "momentum": 0}, ["nesterov", "momentum"]),
+        ({"class_weights": (1.0, 2.0), "class_num": 3}, ["class_weights: 2 numbers", "class_num = 3"]),
+        ({"class_weights": (0.0, 0.0), "class_num": 2}, ["class_weights: all are 0"]),
         ({"warmup_epochs": 3, "cooldown_epochs": 2, "epoch_size": 5, "lr_end": 0.1}, ["cooldown_epochs = 2", "below"]),
         ({"cooldown_epochs": 2}, ["cooldown_epochs = 2", "lr_end above 0"]),
         ({"lr_decay_mode": "one_cycle", "warmup_epochs": 5}, ["warmup_epochs = 5", "its own warm-up"]),
