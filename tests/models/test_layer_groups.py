@@ -34,6 +34,7 @@ def our_names(module: torch.nn.Module) -> dict[str, str]:
         ("resnet18", "resnet18"),
         ("resnet50", "resnet50"),
         ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224"),
         ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224"),
         ("mobilenet_v2_100", "mobilenetv2_100"),
     ],
@@ -53,7 +54,7 @@ def test_rates_and_decays_are_those_of_timm(name: str, peer: str) -> None:
     # MobileNetV2 has other names there, in the same order.
     names = dict(zip(theirs, backbone)) if name.startswith("mobilenet") else our_names(module)
     expected = {names[n]: value for n, value in theirs.items() if not in_head(names.get(n, "fc."))}
-    assert len(expected) == len(backbone) == len(theirs) - 2
+    assert len(expected) == len(backbone) == len(theirs) - (4 if "distilled" in name else 2)
 
     factors = rate_factors([p.name for p in cell.get_parameters()], layer_decay=0.75)
     decays = {p.name: group["weight_decay"] for group in parameter_groups(ours, 0.05)[:-1] for p in group["params"]}

@@ -36,10 +36,12 @@ class TrainingKeys:
         length=2,
     )
     eps: Optional[float] = key(None, "Added to the root of adamw (null: 1e-8) and lamb (null: 1e-6).", "0 < x <= 1")
-    momentum: float = key(0.9, "Momentum.", "0 <= x < 1")
+    momentum: float = key(0.9, "Momentum of momentum and sgd.", "0 <= x < 1")
     nesterov: bool = key(False, "Nesterov's form of the momentum.")
-    weight_decay: float = key(1e-4, "Weight decay, not applied to beta, gamma and bias.", "0 <= x <= 1e38")
-    decay_all: bool = key(False, "Apply the weight decay to beta, gamma and bias, too.")
+    weight_decay: float = key(
+        1e-4, "Weight decay, not applied to vectors (beta, gamma, bias) and tables of tokens.", "0 <= x <= 1e38"
+    )
+    decay_all: bool = key(False, "Apply the weight decay to all parameters.")
     layer_decay: float = key(
         1.0, "Factor of the rate from each group of layers to the one before it, as timm counts them.", "0 < x <= 1"
     )
@@ -98,7 +100,7 @@ class TrainingKeys:
     lr_designed_epochs: Optional[int] = key(
         None, "Epochs that lr_norm, lr_fast, lr_adju are meant for, to be stretched to epoch_size.", "x >= 1"
     )
-    lr_init: float = key(0.0, "Rate at the start of the warm-up.", "0 <= x <= 1e38")
+    lr_init: float = key(0.0, "Rate at the start of the warm-up, and of one_cycle (0: lr_max / 25).", "0 <= x <= 1e38")
     lr_max: float = key(0.1, "Highest (base) rate.", "0 <= x <= 1e38")
     lr_base: Optional[float] = key(
         None, "Rate for a global batch of lr_base_size images; gives lr_max in proportion.", "0 <= x <= 1e38"
@@ -107,7 +109,11 @@ class TrainingKeys:
     lr_factor: Union[float, Literal["auto"]] = key(
         1.0, "Factor of the rates; auto takes the one that the pooling brings, see docs/poolings.md.", "x > 0"
     )
-    lr_end: float = key(0.0, "Last rate of linear and cosine.", "0 <= x <= 1e38")
+    lr_end: float = key(
+        0.0,
+        "Last rate of linear, cosine and one_cycle (0: its first / 10000), and that of the cool-down.",
+        "0 <= x <= 1e38",
+    )
     lr_power: float = key(2.0, "Power of poly.", "0 < x <= 100")
     warmup_epochs: int = key(
         0, "Epochs of linear warm-up from lr_init to lr_max; none in a training of one epoch.", "x >= 0"
