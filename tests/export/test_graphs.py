@@ -16,6 +16,7 @@ from covpool.export import export_network, fold_batch_norm
 from covpool.export.mindir import Graph, Name, read_graph
 from covpool.export.onnx_file import write_onnx
 from covpool.export.run import FORMATS
+from covpool.models import freeze_parts, recompute
 from covpool.pooling import list_poolings
 from tests.export.conftest import small, tiny, transform
 
@@ -63,6 +64,17 @@ def test_dropcov_leaves_no_trace(tmp_path):
     first, second = onnx_model(dropcov, tmp_path).graph, onnx_model(plain, tmp_path).graph
     assert list(first.node) == list(second.node)
     assert [i.name for i in first.initializer] == [i.name for i in second.initializer]
+
+
+def test_what_is_for_training_alone_leaves_no_trace(tmp_path):
+    plain, other = small("resnet10"), small("resnet10", drop_rate=0.5, drop_path_rate=0.5)
+    recompute(other)
+    freeze_parts(other, ["layer2"])
+    assert {"dropout.counter", "layer4.0.drop_path.counter"} <= {p.name for p in other.get_parameters()}
+    first, second = mindir(other, tmp_path), mindir(plain, tmp_path)
+    assert [node.operator for node in first.nodes] == [node.operator for node in second.nodes]
+    assert all((first.parameters[name] == value).all() for name, value in second.parameters.items())
+    assert first.parameters.keys() == second.parameters.keys()
 
 
 def test_convolutions_carry_the_bias(tmp_path):

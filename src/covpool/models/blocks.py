@@ -50,8 +50,7 @@ def add_drop_path(network: nn.Cell, rate: float) -> None:
 def recompute(network: nn.Cell) -> None:
     """Keep only the ends of blocks for the backward pass of a graph, which computes what is between them again.
 
-    Less memory for more time; results are the same to the bit. In PyNative mode MindSpore would count a batch twice in
-    running statistics: use it in graph mode.
+    Less memory for more time; results are the same to the bit. In PyNative mode nothing changes.
 
     Raises:
         ValueError: A network without blocks that are known here.
@@ -61,6 +60,7 @@ def recompute(network: nn.Cell) -> None:
         raise ValueError("recompute: this network has no blocks whose activations could be computed again")
     for block in blocks.values():
         block.recompute()
+        block._recompute_cell = None  # for PyNative mode, where a state would move twice; it cannot be copied
         for _, cell in block.cells_and_names():
             # What moves a state, the running statistics or a counter, is done once.
             if isinstance(cell, nn.BatchNorm2d):

@@ -102,6 +102,7 @@ class ImageClassifier(nn.Cell, ABC):
         out_indices: Stages that are the output, see :meth:`keep_features`; None gives logits.
         feature_info: What these stages are.
         drops: Whether entries of the pooled vector are dropped before the classifier, see :meth:`set_drop_rate`.
+        fixed_dropout: Whether the head has a dropout of its own that nothing else is added to.
         conventions: What the network's parameters do not tell, see :meth:`set_conventions`.
     """
 
@@ -114,6 +115,7 @@ class ImageClassifier(nn.Cell, ABC):
     out_indices: tuple[int, ...] | None = None
     feature_info: FeatureInfo
     drops: bool = False
+    fixed_dropout: bool = False
     conventions: str = "torchvision"
 
     def set_conventions(self, name: str) -> None:
@@ -163,8 +165,10 @@ class ImageClassifier(nn.Cell, ABC):
         """Drop entries of what the classifier gets, each with probability ``rate`` in [0, 1), in training.
 
         Raises:
-            ValueError: Another rate.
+            ValueError: Another rate, or a head with a dropout of its own.
         """
+        if self.fixed_dropout:
+            raise ValueError("drop_rate: the released head of this network has its own dropout")
         self.dropout = Dropout(rate)
         self.drops = True
         self.compile_cache.clear()

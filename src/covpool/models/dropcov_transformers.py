@@ -179,6 +179,7 @@ def add_released_head(network: Any, heads: int, head_dim: int, pooling_args: dic
     network.has_reduction = True
     network.layer_reduce = dense(network.num_features, 3 * heads * head_dim, has_bias=False)
     network.pooling = MultiHeadCovariance(heads, head_dim)
+    network.fixed_dropout = True
     network.reset_classifier(network.num_classes)
 
 

@@ -94,6 +94,8 @@ def create_model(
         raise TypeError("pretrained must be a file of weights: none are shipped with this package")
     if out_indices is not None and not features_only:
         raise ValueError("out_indices needs features_only=True")
+    if drop_rate is not None and "dropout" in model_args:
+        raise ValueError("drop_rate and dropout are one thing here: give one of them")
     builder = _builder(name)
     known = inspect.signature(builder).parameters
     unknown = sorted(set(model_args) - set(known))
