@@ -1,4 +1,4 @@
-"""Two ranks, interrupted within an epoch and after one: what they end with is that of the uninterrupted job."""
+"""Two ranks with everything on, interrupted within an epoch and after one: they end as the uninterrupted job does."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from covpool.checkpoints.format import Checkpoint, read_checkpoint
 from covpool.training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.world_size, pytest.mark.slow]
+# Every part of a recipe that draws numbers or remembers something, and those that change the step.
+EVERYTHING = (
+    *("--optimizer=adamw", "--lr_max=0.003", "--layer_decay=0.8", "--head_lr_factor=2", "--clip_grad=1"),
+    *("--ema_decay=0.9", "--batch_size=8", "--accumulate_steps=2", "--freeze=[layer1]", "--recompute=True"),
+    *("--mixup=0.2", "--cutmix=1", "--drop_rate=0.1", "--drop_path_rate=0.2", "--repeated_augmentation=2"),
+    *("--auto_augment=rand-m9-mstd0.5-inc1", "--random_erasing=0.5", "--vertical_flip=0.5"),
+)
 EXACT = ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss", "num_samples")
 
 
@@ -38,7 +45,7 @@ def train(images: Path, run: Run, work: Path, *arguments: str) -> str:
             f"--data_path={images}",
             "--run_distribute=True",
             "--device_num=2",
-            "--batch_size=16",
+            *EVERYTHING,
             "--log_interval=1",
             "--save_checkpoint_steps=4",
             "--keep_checkpoint_max=9",
@@ -97,6 +104,7 @@ def assert_same(one: Path, two: Path) -> None:
         values = contents(first)
         assert values.keys() == contents(second).keys() and any(n.startswith("optimizer.") for n in values)
         assert any(n.endswith("moving_variance") for n in values)
+        assert any(n.startswith("optimizer.average.") for n in values)
         for key, value in contents(second).items():
             assert values[key] == value, f"{name}: {key}"
         if "step" in name:
