@@ -31,12 +31,13 @@ from tests.models.agreement import (
 from tests.models.peers import timm
 
 NAME = "deit_tiny_patch16_224"
+DISTILLED = "deit_tiny_distilled_patch16_224"
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8}
 
 
-def ours(pooling: str = "gap", size: int | tuple[int, int] = 32, **args: object) -> nn.Cell:
+def ours(pooling: str = "gap", size: int | tuple[int, int] = 32, name: str = NAME, **args: object) -> nn.Cell:
     sizes = {"image_size": size, "num_classes": 5, "reduction_dim": 8, **SMALL}
-    return create_model(NAME, pooling=pooling, **{**sizes, **args}).set_train(False)
+    return create_model(name, pooling=pooling, **{**sizes, **args}).set_train(False)
 
 
 def theirs(size: int = 32, **args: object) -> torch.nn.Module:
@@ -151,6 +152,60 @@ def test_from_a_configuration(tmp_path: Path, pynative_mode):
     ):
         with pytest.raises(UserError, match=message):
             build_model(config.replace(**changes))
+
+
+def distilled() -> torch.nn.Module:
+    module = timm.models.deit.VisionTransformerDistilled(img_size=32, num_classes=5, dynamic_img_size=True, **SMALL)
+    module.set_distilled_training(True)
+    return module.eval()
+
+
+def test_with_a_distillation_token(mode):
+    cell, module = ours(name=DISTILLED), distilled()
+    state = state_there_and_back(cell, module)
+    assert {"dist_token", "head_dist.weight", "head_dist.bias"} < set(state)
+    x = images(32 if mode == "GRAPH" else (16, 40))
+    assert output_error(cell, module, x) < 1e-5
+    module.train(), cell.set_train(True)
+    with torch.no_grad():
+        expected = module(torch.tensor(x))
+    found = cell(ms.Tensor(x))
+    assert isinstance(found, tuple) and len(found) == 2
+    assert max(relative(f.asnumpy(), e.numpy()) for f, e in zip(found, expected)) < 1e-5
+    if mode == "PYNATIVE":
+        tokens = cell.forward_features(ms.Tensor(x))
+        assert tokens.shape == (2, 2 + 10, 24)
+        with torch.no_grad():
+            vector = module.forward_head(module.forward_features(torch.tensor(x)), pre_logits=True).numpy()
+        assert relative(cell.forward_head(tokens, pre_logits=True).asnumpy(), vector) < 1e-5
+        cell.reset_classifier(0)
+        assert relative(cell(ms.Tensor(x)).asnumpy(), vector) < 1e-5
+
+
+def test_gradients_of_both_tokens(pynative_mode):
+    cell, module = ours(name=DISTILLED), distilled()
+    same_weights(cell, module)
+    errors = gradient_errors(cell, module, images(32))
+    assert set(errors) == {p.name for p in cell.trainable_params()} and max(errors.values()) < 1e-4
+
+
+def test_a_pooling_beside_both_tokens(tmp_path: Path, pynative_mode):
+    cell = ours("gcp", name=DISTILLED)
+    x = ms.Tensor(images(32))
+    tokens = cell.forward_features(x)
+    pooled = cell.fc(cell.pool_tokens(tokens[:, 2:].reshape(-1, 24), 16))
+    by_hand = (cell.head(tokens[:, 0]) + pooled + cell.head_dist(tokens[:, 1])) / 2
+    assert relative(cell(x).asnumpy(), by_hand.asnumpy()) < 1e-5
+    first, second = cell.set_train(True)(x)
+    assert relative(second.asnumpy(), cell.head_dist(tokens[:, 1]).asnumpy()) < 1e-5
+    assert relative(first.asnumpy(), (cell.head(tokens[:, 0]) + pooled).asnumpy()) < 1e-5
+    # Another image size and other classes: positions are interpolated, both classifiers are left out.
+    save_checkpoint(tmp_path / "net.ckpt", cell)
+    other = ours("gcp", 48, DISTILLED, num_classes=3, pretrained=tmp_path / "net.ckpt")
+    assert other.pos_embed.shape == (1, 2 + 36, 24) and other(x).shape == (2, 3)
+    np.testing.assert_array_equal(other.pos_embed.asnumpy()[:, :2], cell.pos_embed.asnumpy()[:, :2])
+    names = {p.name for p in parameter_groups(list(cell.trainable_params()), 0.05)[0]["params"]}
+    assert "head_dist.weight" in names and not {"cls_token", "dist_token", "pos_embed"} & names
 
 
 def test_as_onnx(tmp_path: Path, pynative_mode):  # as MindIR in test_sweep.py

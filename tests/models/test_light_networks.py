@@ -21,7 +21,7 @@ from covpool.models import create_model, freeze
 from covpool.training.optimizers import build_optimizer
 from tests.checkpoints.released import rule_images, rule_tensor
 from tests.fidelity.pytorch_twin import covariance, newton_schulz_root
-from tests.models.peers import torchvision
+from tests.models.peers import timm, torchvision
 
 D, CLASSES = 16, 5
 PEERS = {
@@ -223,6 +223,22 @@ def test_names_of_released_files_both_ways(name, tmp_path, caplog):
     assert convert_state_dict(to_pytorch({p.name: p for p in network.get_parameters()})).keys() == {
         p.name for p in network.get_parameters()
     }
+
+
+@pytest.mark.parametrize("percent", ["035", "140"])
+def test_timms_names_of_mobilenet(percent, tmp_path, pynative_mode):
+    torch.manual_seed(0)
+    twin = timm.create_model(f"mobilenetv2_{percent}", num_classes=CLASSES).eval()
+    for norm in twin.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.3)
+            norm.running_var.uniform_(0.5, 2.0)
+    torch.save(twin.state_dict(), tmp_path / "timm.pth")
+    args = {"pooling": "gap", "num_classes": CLASSES, "pretrained": tmp_path / "timm.pth"}
+    network = create_model(f"mobilenet_v2_{percent}", **args).set_train(False)
+    x = rule_images(1, 64, 3)
+    with torch.no_grad():
+        assert relative(network(ms.Tensor(x)).asnumpy(), twin(torch.from_numpy(x)).numpy()) < 1e-5
 
 
 def test_another_network_is_named(tmp_path):
