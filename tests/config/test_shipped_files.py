@@ -72,6 +72,7 @@ def test_cvpr2020_files_of_light_networks(schedule, epochs, batch, rate, shuffle
     assert (mobile.lr_decay_mode, mobile.lr_family) == (schedule, "mobilenetv2")
     assert (shuffle.net_name, shuffle.batch_size, shuffle.epoch_size) == ("shufflenet_v2_x1_0", 256, shuffle_epochs)
     assert (shuffle.lr_decay_mode, shuffle.lr_max, shuffle.lr_end, shuffle.warmup_epochs) == ("linear", 0.5, 0.0, 0)
+    assert (mobile.color_jitter, shuffle.color_jitter) == (0.0, 0.4)
     for config in (mobile, shuffle):
         assert (config.pooling, config.reduction_dim, config.use_label_smooth) == ("fast_mpn", 256, False)
         assert (config.weight_decay, config.decay_all, config.momentum) == (4e-5, True, 0.9)
