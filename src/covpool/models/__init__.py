@@ -2,7 +2,7 @@
 
 # They register their networks.
 from covpool.models import deit, dropcov_transformers, mobilenet_v2, resnet, shufflenet_v2, swin  # noqa: F401
-from covpool.models.blocks import add_drop_path, recompute
+from covpool.models.blocks import recompute
 from covpool.models.classifier import ImageClassifier
 from covpool.models.features import FeatureInfo, Stage
 from covpool.models.freezing import freeze, freeze_parts
@@ -12,7 +12,6 @@ __all__ = [
     "FeatureInfo",
     "ImageClassifier",
     "Stage",
-    "add_drop_path",
     "create_model",
     "freeze",
     "freeze_parts",

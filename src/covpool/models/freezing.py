@@ -77,4 +77,5 @@ def _freeze(network: nn.Cell, names: Iterable[str]) -> None:
 
 
 def _listed(network: nn.Cell, *besides: str) -> str:
-    return ", ".join(dict.fromkeys([*getattr(network, "stages", ()), *network.name_cells(), *besides]))
+    children = [name for name, cell in network.name_cells().items() if any(True for _ in cell.get_parameters())]
+    return ", ".join(dict.fromkeys([*getattr(network, "stages", ()), *children, *besides]))
