@@ -62,11 +62,10 @@ def test_gradients(pynative_mode):
     assert len(errors) == len(list(cell.trainable_params())) and max(errors.values()) < 1e-4
 
 
-@pytest.mark.only_with_all
 def test_ten_steps(graph_mode):
-    cell, module = ours(), theirs()
+    cell, module = ours(depths=(1, 2)), theirs(depths=(1, 2))  # the last block shifts its windows
     same_weights(cell, module)
-    assert steps_error(cell, module, images(32, 4)) < 1e-3
+    assert steps_error(cell, module, images(32, 4)) < 1e-5
 
 
 def as_published(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
