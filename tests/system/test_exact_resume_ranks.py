@@ -89,6 +89,7 @@ def test_two_ranks_end_bit_identical(
         index.write_bytes(damaged)
     printed = train(images, run, tmp_path, "--resume_ckpt=auto")
     assert f"{last} {said}" in printed
+    assert " M parameters of which " in printed  # part of them is frozen
     assert_same(uninterrupted, tmp_path / "run")
     assert json.loads(index.read_text())["last"] == "epoch_0002.ckpt"
     if damaged:

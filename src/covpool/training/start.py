@@ -156,8 +156,10 @@ def begin(run: Training, log: LogFile) -> None:
     if config.head_lr_factor != 1:
         source += f", in the head {config.head_lr_factor:g} times as high"
     size = sum(p.size for p in run.state.network.trainable_params())
+    whole = size + sum(p.size for p in run.state.network.get_parameters() if not p.requires_grad and _is_weight(p))
+    text = f"{whole / 1e6:.2f} M parameters{'' if whole == size else f' of which {size / 1e6:.2f} M train'}"
     logger.info(
-        f"{config.net_name} + {config.pooling}, {size / 1e6:.2f} M parameters, {config.mode_name} mode on "
+        f"{config.net_name} + {config.pooling}, {text}, {config.mode_name} mode on "
         f"{config.device_target}; {run.train.num_samples} training images in {len(run.train.class_names)} classes"
     )
     logger.info(
@@ -165,6 +167,11 @@ def begin(run: Training, log: LogFile) -> None:
         f"rank{'' if world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
         f"({source}), run folder {folder.path}"
     )
+
+
+def _is_weight(parameter: ms.Parameter) -> bool:
+    """Whether it is no statistic or counter."""
+    return not parameter.name.endswith((".moving_mean", ".moving_variance", ".counter"))
 
 
 def _clear(run: Training) -> None:
