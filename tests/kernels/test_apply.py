@@ -50,6 +50,15 @@ def test_what_is_replaced(cache: None) -> None:
     assert apply_cpu_kernels(network, "compiled") == 0  # nothing is left to replace
 
 
+@pytest.mark.parametrize(("name", "depthwise", "norms"), [("mobilenet_v2_100", 17, 52), ("shufflenet_v2_x1_0", 19, 56)])
+def test_depthwise_convolutions_are_replaced(cache: None, name: str, depthwise: int, norms: int) -> None:
+    network = create_model(name, pooling="gap", num_classes=4)
+    before = [p.name for p in network.get_parameters()]
+    assert apply_cpu_kernels(network, "compiled") == depthwise + norms
+    assert [p.name for p in network.get_parameters()] == before
+    assert not [c for _, c in network.cells_and_names() if isinstance(c, nn.Conv2d) and c.group > 1]
+
+
 def test_unknown_choice() -> None:
     with pytest.raises(ValueError, match="mindspore, compiled, not 'fast'"):
         apply_cpu_kernels(nn.SequentialCell(), "fast")

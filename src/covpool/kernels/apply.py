@@ -15,7 +15,9 @@ from covpool.kernels.cells import (
     CompiledSignedRootL2,
     CompiledSymmetricVector,
     batch_norm_operator,
+    depthwise_operator,
     stem_operator,
+    takes_depthwise,
     takes_stem,
     takes_winograd,
     winograd_operator,
@@ -38,8 +40,8 @@ def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None)
     Args:
         network: Any network.
         choice: 'mindspore' to leave it alone, or 'compiled' for the kernels of this package: 3x3 convolutions of stride
-            1 with multiples of 32 channels, a 7x7 convolution of images, batch normalisation in training, centring and
-            triangle of a covariance, its signed root, scale and shift.
+            1 with multiples of 32 channels, depthwise ones of stride 1 and 2, a 7x7 convolution of images, batch
+            normalisation in training, centring and triangle of a covariance, its signed root, scale and shift.
         threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
     """
     if choice not in CPU_KERNELS:
@@ -75,6 +77,8 @@ def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
             return CompiledConv2d(cell, winograd_operator(library))
         if takes_stem(cell):
             return CompiledConv2d(cell, stem_operator(library, cell.out_channels))
+        if takes_depthwise(cell):
+            return CompiledConv2d(cell, depthwise_operator(library, cell.stride[0]))
     if isinstance(cell, nn.BatchNorm2d):
         return CompiledBatchNorm2d(cell, batch_norm_operator(library))
     if type(cell) is Centre:

@@ -50,6 +50,27 @@ def stem_operator(library: Path, out_channels: int) -> ops.Custom:
     return custom(library, "stem_forward", shape, bprop=bprop)
 
 
+def depthwise_operator(library: Path, stride: int) -> ops.Custom:
+    """The operator (x (N, C, H, W), weight (C, 1, 3, 3)) -> (N, C, H', W'), a kernel for each channel, padding 1.
+
+    The stride is 1 or 2. One more operator is its gradient with respect to both.
+    """
+
+    def like_inputs(x: Any, weight: Any, dy: Any) -> Any:
+        return x, weight
+
+    gradient = custom(library, "depthwise_gradient", like_inputs, like_inputs)
+
+    def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        return gradient(x, weight, dout)
+
+    def shape(x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+        return x[0], x[1], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1
+
+    # MindSpore keeps shapes of results by names of operators and shapes of inputs.
+    return custom(library, "depthwise_forward" if stride == 1 else "depthwise_strided_forward", shape, bprop=bprop)
+
+
 def takes_winograd(convolution: nn.Conv2d) -> bool:
     """Whether :func:`winograd_operator` computes a convolution: 3x3, stride 1, many channels."""
     channels = convolution.in_channels, convolution.out_channels
@@ -65,13 +86,23 @@ def takes_stem(convolution: nn.Conv2d) -> bool:
     )
 
 
-def _is_plain(convolution: nn.Conv2d, kernel_size: int, stride: int) -> bool:
-    """Whether all but the channels is as expected: float32, padded by half the kernel, no groups, no bias."""
+def takes_depthwise(convolution: nn.Conv2d) -> bool:
+    """Whether :func:`depthwise_operator` computes a convolution: 3x3, stride 1 or 2, each channel by itself."""
+    channels = convolution.in_channels
+    return (
+        channels == convolution.out_channels > 1
+        and convolution.stride[0] in (1, 2)
+        and _is_plain(convolution, kernel_size=3, stride=convolution.stride[0], groups=channels)
+    )
+
+
+def _is_plain(convolution: nn.Conv2d, kernel_size: int, stride: int, groups: int = 1) -> bool:
+    """Whether all but the channels is as expected: float32, padded by half the kernel, no bias."""
     return (
         convolution.kernel_size == (kernel_size, kernel_size)
         and convolution.stride == (stride, stride)
         and convolution.dilation == (1, 1)
-        and convolution.group == 1
+        and convolution.group == groups
         and convolution.pad_mode == "pad"
         and convolution.padding in (kernel_size // 2, (kernel_size // 2,) * 4)
         and not convolution.has_bias
