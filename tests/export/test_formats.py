@@ -17,13 +17,14 @@ from covpool.export import FORMATS, export_network, open_exported
 from covpool.export import mindir as mindir_module
 from covpool.export import run as run_module
 from covpool.pooling import list_poolings, pooling_info
+from covpool.pooling.cholesky import Cholesky
 from covpool.pooling.matrix_functions import SpectralPooling
 from covpool.runtime.signals import Interrupted, StopRequest
 from tests.export.conftest import Tiny, lively, small, tiny, transform
 
 ABOUT = {"class_names": ["Bär", "b", "c d", "日"], "transform": transform(24, 32)}
 # Eigen-decompositions are no operators of ONNX.
-IN_ONNX = [name for name in list_poolings() if not issubclass(pooling_info(name).cell, SpectralPooling)]
+IN_ONNX = [name for name in list_poolings() if not issubclass(pooling_info(name).cell, (Cholesky, SpectralPooling))]
 BOTH = pytest.mark.parametrize("file_format", FORMATS)
 
 # Networks run in PyNative mode, which compiles nothing; exported files always are compiled graphs.
@@ -55,8 +56,9 @@ def test_every_pooling_at_any_batch_size(file_format, pooling, images, tmp_path)
 
 
 @pytest.mark.parametrize("pooling", sorted(set(list_poolings()) - set(IN_ONNX)))
-def test_eigen_decompositions_are_refused_as_onnx(pooling, images, tmp_path):
-    with pytest.raises(UserError, match=r"ONNX has no counterpart for .*SelfAdjointEig.*--file_format=MINDIR"):
+def test_matrix_decompositions_are_refused_as_onnx(pooling, images, tmp_path):
+    expected = r"ONNX has no counterpart for .*(SelfAdjointEig|Cholesky).*--file_format=MINDIR"
+    with pytest.raises(UserError, match=expected):
         export_network(tiny(pooling), tmp_path / "net", "ONNX", images[:6], ABOUT)
     assert not list(tmp_path.iterdir())
 

@@ -51,6 +51,7 @@ def test_no_training_only_node_or_parameter(pooling, tmp_path):
     names = {node.operator for node in graph.nodes}
     assert not {n for n in names if any(w in n for w in ("BatchNorm", "Dropout", "Random", "Uniform", "Assign", "Bit"))}
     own = {"pooling.affine.gamma", "pooling.affine.beta"} if pooling in ("bcnn_lt", "ibcnn_lt", "layernorm") else set()
+    own |= {"pooling.temperature"} if pooling == "bdc" else set()
     reduction = set() if pooling == "gap" else {"layer_reduce.weight", "layer_reduce.bias"}
     assert set(graph.parameters) == {"conv1.weight", "conv1.bias", "fc.weight", "fc.bias", *reduction, *own}
 

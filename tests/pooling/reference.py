@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, Tuple
 import mindspore as ms
 import numpy as np
 from mindspore import nn
+from scipy.special import binom
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -152,10 +153,66 @@ def apn_at(x: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.concatenate([mpn(x[i : i + 1], alpha[i]) for i in range(len(x))])
 
 
+def bdc(x: np.ndarray, eps: float = 1e-5, t: float = 0.0) -> np.ndarray:
+    """Distances one channel after the other, and centring as products with H = I - 11^T / d.
+
+    sqrt(a + eps) without its value at 0, which the centring removes: small features need the digits.
+    """
+    n, d = x.shape[:2]
+    points = x.astype(np.float64).reshape(n, d, -1)
+    a = np.stack([((points - points[:, i : i + 1]) ** 2).sum(-1) for i in range(d)], 1)
+    a *= np.exp(t) / (2 * points.shape[-1])
+    h = np.eye(d) - 1 / d
+    return triu(h @ (a / (np.sqrt(a + eps) + np.sqrt(eps))) @ h)
+
+
+def cholesky(x: np.ndarray, eps: float = 1e-6, shifted: bool = False) -> np.ndarray:
+    """Column by column, with the squared diagonal as s + eps; ``shifted`` leaves log(eps) / 2 out of the logarithms.
+
+    So covariances far below eps keep their digits.
+    """
+    c = covariance(x)
+    d = c.shape[1]
+    factor, out = np.zeros_like(c), np.zeros_like(c)
+    for j in range(d):
+        rest = c[:, j:, j] - np.einsum("nik,nk->ni", factor[:, j:, :j], factor[:, j, :j])
+        factor[:, j:, j] = rest / np.sqrt(rest[:, :1] + eps)
+        factor[:, j, j] = np.sqrt(rest[:, 0] + eps)
+        out[:, j, j:] = factor[:, j:, j]
+        out[:, j, j] = 0.5 * np.log1p(rest[:, 0] / eps) + (0 if shifted else 0.5 * np.log(eps))
+    return triu(out)
+
+
+def seb(x: np.ndarray) -> np.ndarray:
+    """The norm from the matrices."""
+    c = covariance(x)
+    root = spectral(c, lambda lam: np.sqrt(cut(lam)))
+    balance = spectral(c, lambda lam: np.exp(-lam))
+    norm = np.linalg.norm(root @ balance, axis=(1, 2))
+    return triu(root * (1 + norm[:, None, None]))
+
+
+def taylor_scalar(a: np.ndarray, terms: int = 10) -> np.ndarray:
+    """The polynomial on eigenvalues."""
+    return sum((-1) ** k * binom(0.5, k) * (1 - a) ** k for k in range(terms + 1))
+
+
+def mtp(x: np.ndarray, terms: int = 10) -> np.ndarray:
+    """The polynomial of C / ||C||, times sqrt(||C||)."""
+    c = covariance(x)
+    norm = np.linalg.norm(c, axis=(1, 2))
+    safe = np.where(norm > 0, norm, 1.0)[:, None, None]
+    return triu(spectral(c / safe, lambda a: taylor_scalar(a, terms)) * np.sqrt(norm)[:, None, None])
+
+
 # Every pooling as it starts and is evaluated.
 REFERENCES: Dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gap": gap,
     "apn": lambda x: apn_at(x, apn_alpha(x)),
+    "bdc": bdc,
+    "cholesky": cholesky,
+    "mtp": mtp,
+    "seb": seb,
     "bcnn": bcnn,
     "bcnn_lt": bcnn,
     "ibcnn": ibcnn,

@@ -121,7 +121,7 @@ def test_finite_features_give_finite_values_and_gradients(name: str, runtime: st
 
 
 # The largest scale whose covariances count as zero; float32 has no digits left for them one step further.
-COUNTS_AS_ZERO = {"fast_mpn": 1e-17, "bcnn": 1e-16, "bcnn_lt": 1e-16}
+COUNTS_AS_ZERO = {"fast_mpn": 1e-17, "mtp": 1e-17, "bcnn": 1e-16, "bcnn_lt": 1e-16}
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -136,6 +136,8 @@ def test_features_of_every_size_agree_with_the_reference(name: str, runtime: str
     expected, function = REFERENCES[name](x), REFERENCES[name]
     if name == "apn":  # no gradient through alpha
         function = functools.partial(reference.apn_at, alpha=reference.apn_alpha(x))
+    if name == "cholesky":
+        function = functools.partial(reference.cholesky, shifted=True)
     if name == "logm":  # the same gradient, without the loss of digits beside log(eps)
         function = lambda x: reference.ilogm(x) / 1e-3  # noqa: E731
     step = 1e-5 * scales.reshape(-1, 1, 1, 1) * np.random.default_rng(4).standard_normal((1, *x.shape[1:]))

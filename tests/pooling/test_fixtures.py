@@ -15,6 +15,8 @@ from tests.pooling.reference import cotangent, load, relative_error, value_and_g
 EXPECTED = {
     "bcnn": (2e-6, 1e-3),
     "bcnn_lt": (2e-6, 1e-3),
+    "bdc": (2e-6, 5e-6),
+    "cholesky": (1e-6, 1e-6),
     "fast_mpn": (1e-5, 5e-6),
     "gcp": (2e-6, 2e-6),
     "ibcnn": (5e-6, 3e-3),
@@ -24,6 +26,8 @@ EXPECTED = {
     "logm": (5e-6, 2e-5),
     "maxexp": (5e-6, 5e-6),
     "mpn": (2e-6, 1e-5),
+    "mtp": (5e-6, 5e-6),
+    "seb": (5e-6, 2e-5),
     "sigme": (1e-5, 5e-6),
 }
 
@@ -48,7 +52,7 @@ def check_fixture(name: str, fixture: str) -> None:
     data = load(fixture)
     key = name.replace("_lt", "")  # scale 1, shift 0
     if key + "_out" not in data:
-        assert (fixture, key) in [("d64_s7", k) for k in ("ibcnn", "ilogm", "logm", "mpn")]  # no reference there
+        assert (fixture, key) in [("d64_s7", k) for k in ("ibcnn", "ilogm", "logm", "mpn", "seb")]  # no reference there
         return
     x = data["x"]
     cell = create_pooling(name, x.shape[1])
@@ -93,3 +97,13 @@ def test_apn_fixture(fixture: str, mode: str) -> None:
     lam, _ = cell.eigen(ms.Tensor(data["x"]))
     alpha = cell.function_parameter(lam).asnumpy().ravel()
     np.testing.assert_allclose(alpha, data["apn_alpha_c0.1_tau4"], atol=1e-3)
+
+
+def test_published_gradient_of_mtp(mode: str) -> None:
+    """That of the Lyapunov iteration, which is not the one of the polynomial."""
+    data = load("d16_s5")
+    cell = create_pooling("mtp", 16, gradient="lyapunov")
+    out, grad = value_and_gradient(cell, data["x"], cotangent(data, data["mtp_out"].shape))
+    assert relative_error(out, data["mtp_out"]) < 5e-6
+    assert relative_error(grad, data["mtp_lyapunov_grad"]) < 5e-6
+    assert relative_error(grad, data["mtp_grad"]) > 1e-2

@@ -12,8 +12,8 @@ from covpool.registry import Registry
 def test_names() -> None:
     names = list_poolings()
     assert names == sorted(names)
-    expected = "apn bcnn bcnn_lt dropcov fast_mpn gap gcp ibcnn ibcnn_lt ilogm layernorm logm maxexp mpn sigme"
-    assert " ".join(names) == expected
+    first = "apn bcnn bcnn_lt bdc cholesky dropcov fast_mpn gap gcp"
+    assert " ".join(names) == f"{first} ibcnn ibcnn_lt ilogm layernorm logm maxexp mpn mtp seb sigme"
 
 
 def test_unknown_name_lists_nearest_and_all() -> None:
@@ -67,6 +67,12 @@ def test_unknown_argument(name: str) -> None:
         ("maxexp", {"eta": 0}, ValueError),
         ("maxexp", {"eta": 2.0}, TypeError),
         ("maxexp", {"eps": 0.0}, ValueError),
+        ("bdc", {"eps": 0.0}, ValueError),
+        ("cholesky", {"eps": -1e-6}, ValueError),
+        ("mtp", {"terms": 0}, ValueError),
+        ("mtp", {"terms": 10.0}, TypeError),
+        ("mtp", {"gradient": "automatic"}, ValueError),
+        ("seb", {"solver": "qr"}, ValueError),
     ],
 )
 def test_bad_argument(name: str, args: dict, error: type) -> None:

@@ -13,7 +13,7 @@ from covpool.models import create_model
 from covpool.pooling import create_pooling, list_poolings
 from covpool.research.complexity import PUBLISHED, TOLERANCE, Complexity, footnotes, measure, table
 
-DECOMPOSED = ("apn", "ibcnn", "ibcnn_lt", "ilogm", "logm", "mpn")
+DECOMPOSED = ("apn", "cholesky", "ibcnn", "ibcnn_lt", "ilogm", "logm", "mpn", "seb")
 
 
 class Head(nn.Cell):

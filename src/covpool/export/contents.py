@@ -22,14 +22,14 @@ from covpool.runtime.files import os_errors_as
 # adds it here.
 _MINDIR_NAMES = """
     Abs Add ArgMaxWithValue ArgMinWithValue Argmax AvgPool AvgPool3D BatchMatMul BatchNorm BiasAdd BroadcastTo Cast
-    ClampScalar ClampTensor Concat Constant Conv2D Depend Diag Div Equal Erf Exp ExpandDims Eye Fill FillV2 Gather
-    GatherD GatherNd GeLU GeluExt Greater GreaterEqual HSigmoid HSwish LayerNorm Less LessEqual Load Log LogicalAnd
-    LogicalNot LogicalOr MakeTuple MaskedFill MatMul MatMulExt MatrixDiagV3 MaxPool MaxPool3D Maximum MeanExt Minimum
-    Mul Muls Neg NotEqual Ones OnesLike Pad PadV3 Partial Pow ReLU ReLU6 RealDiv Reciprocal ReduceMax ReduceMean
-    ReduceMin ReduceSum Reshape Return Rsqrt ScalarAdd ScalarCast ScalarDiv ScalarFloorDiv ScalarMod ScalarMul
-    ScalarPow ScalarSub ScalarToTensor Select SelfAdjointEig Shape SiLU Sigmoid Sign Slice Softmax Split SplitWithSize
-    Sqrt Square Squeeze StridedSlice Sub SumExt Svd Switch Tanh TensorShape TensorToScalar TensorToTuple Tile Transpose
-    Tril Triu TupleGetItem TupleToTensor UpdateState Zeros ZerosLike
+    Cholesky ClampScalar ClampTensor Concat Constant Conv2D Depend Diag Div Equal Erf Exp ExpandDims Eye Fill FillV2
+    Gather GatherD GatherNd GeLU GeluExt Greater GreaterEqual HSigmoid HSwish LayerNorm Less LessEqual Load Log
+    LogicalAnd LogicalNot LogicalOr MakeTuple MaskedFill MatMul MatMulExt MatrixDiagV3 MaxPool MaxPool3D Maximum
+    MeanExt Minimum Mul Muls Neg NotEqual Ones OnesLike Pad PadV3 Partial Pow ReLU ReLU6 RealDiv Reciprocal
+    ReduceMax ReduceMean ReduceMin ReduceSum Reshape Return Rsqrt ScalarAdd ScalarCast ScalarDiv ScalarFloorDiv
+    ScalarMod ScalarMul ScalarPow ScalarSub ScalarToTensor Select SelfAdjointEig Shape SiLU Sigmoid Sign Slice
+    Softmax Split SplitWithSize Sqrt Square Squeeze StridedSlice Sub SumExt Svd Switch Tanh TensorShape
+    TensorToScalar TensorToTuple Tile Transpose Tril Triu TupleGetItem TupleToTensor UpdateState Zeros ZerosLike
 """
 MINDIR_OPERATORS = frozenset(_MINDIR_NAMES.split())
 _REFERENCE = "REF::"  # of a node to a primitive or function of the same file

@@ -5,12 +5,15 @@ create_pooling("dropcov", channels=128) -> nn.Cell, (N, 128, H, W) -> (N, cell.o
 
 from __future__ import annotations
 
+from covpool.pooling.cholesky import Cholesky
 from covpool.pooling.covariance import CovariancePooling, GlobalAveragePooling
+from covpool.pooling.distance import BDC
 from covpool.pooling.dropcov import DropCov
 from covpool.pooling.element_wise import BCNN, BCNNLT, LayerNormPooling, SigmE
-from covpool.pooling.matrix_functions import APN, IBCNN, IBCNNLT, MPN, ILogM, LogM
+from covpool.pooling.matrix_functions import APN, IBCNN, IBCNNLT, MPN, SEB, ILogM, LogM
 from covpool.pooling.matrix_powers import FastMPN, MaxExp
 from covpool.pooling.registry import PoolingInfo, create_pooling, list_poolings, pooling_info, register_pooling
+from covpool.pooling.taylor import MTP
 from covpool.registry import UnknownNameError
 
 __all__ = [
@@ -39,3 +42,7 @@ register_pooling("apn", APN)
 register_pooling("ibcnn", IBCNN, rate_factor=3.0)
 register_pooling("ibcnn_lt", IBCNNLT, rate_factor=3.0)
 register_pooling("maxexp", MaxExp)
+register_pooling("bdc", BDC)
+register_pooling("cholesky", Cholesky)
+register_pooling("mtp", MTP)
+register_pooling("seb", SEB)

@@ -1,4 +1,4 @@
-"""Normalisations by a function of the eigenvalues: DeepO2P, I-LogM, MPN-COV, APN, IB-CNN."""
+"""Normalisations by a function of the eigenvalues: DeepO2P, I-LogM, MPN-COV, SEB, APN, IB-CNN."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mindspore import ops
 from covpool.pooling.base import Float32Cell, Pooling, check_choice, check_float, repeat_columns
 from covpool.pooling.covariance import SymmetricVector, centred, vector_length
 from covpool.pooling.element_wise import Affine, SignedRootL2
-from covpool.pooling.spectral import CovarianceEigen, Power, ScaledLog, ShiftedLog, SpectralFunction
+from covpool.pooling.spectral import CovarianceEigen, Power, ScaledLog, ScaledRoot, ShiftedLog, SpectralFunction
 
 # Points of each of the two searches for APN's exponent, which is then off by at most 0.9 / 47^2 = 4e-4.
 _POINTS = 48
@@ -91,6 +91,26 @@ class MPN(SpectralPooling):
 
     def __init__(self, channels: int, alpha: float = 0.5, solver: Optional[str] = None) -> None:
         super().__init__(channels, Power(), check_float("alpha", alpha, 0.0, 1.0, low_open=True), solver)
+
+
+class SEB(SpectralPooling):
+    """SEB (scaling eigen branch): V(C^(1/2) (1 + ||C^(1/2) e^(-C)||)), `(N, d, H, W) -> (N, d(d+1)/2)`.
+
+    The Frobenius norm is one number a sample. Small eigenvalues raise it, large ones hardly count. The released code
+    divides entries by themselves to get it, which gives NaN where one is 0; here the norm is taken as such.
+
+    Cost: that of `mpn`, 12 d^3 FLOPs; 10 d^3 + 2 M d^2 for the gradient.
+
+    Source: Song et al., TPAMI 2022 ("On the Eigenvalues of Global Covariance Pooling for Fine-grained Visual
+    Recognition"), and the released code.
+
+    Args:
+        channels: d.
+        solver: See `SpectralPooling`.
+    """
+
+    def __init__(self, channels: int, solver: Optional[str] = None) -> None:
+        super().__init__(channels, ScaledRoot(), 0.5, solver)
 
 
 class AdaptiveExponent(Float32Cell):

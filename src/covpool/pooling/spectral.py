@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.operations.math_ops import SelfAdjointEig
 
-from covpool.pooling.base import Float32Cell, check_choice
+from covpool.pooling.base import Float32Cell, check_choice, row_sums
 from covpool.pooling.covariance import centred
 
 # Solver and precision by device. Not every device has a batched symmetric solver; the singular value decomposition of
@@ -136,6 +136,40 @@ class Power(SpectralFunction):
     def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
         zero = lam == 0
         return ops.masked_fill(p * ops.pow(ops.masked_fill(lam, zero, 1.0), p - 1.0), zero, 0.0)
+
+
+class ScaledRoot(Power):
+    """C^p (1 + s), s = ||C^p e^(-C)|| (Frobenius), p = 1/2, as a whole: s depends on all eigenvalues.
+
+    With R = C^(1/2) and ds/dlambda_i = (1/2 - lambda_i) e^(-2 lambda_i) / s, the gradient is (1 + s) times that of R
+    plus <G, R> U diag(ds/dlambda) U^T. ds/dlambda of a zero eigenvalue counts as 0: A has no part in its eigenvector.
+    """
+
+    def scale(self, lam: ms.Tensor) -> ms.Tensor:
+        """s, `(N, d) -> (N, 1)`."""
+        part = ops.sqrt(lam) * ops.exp(-lam)
+        return ops.sqrt(row_sums(part * part))
+
+    def function(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
+        return super().function(lam, p) * (1.0 + self.scale(lam))
+
+    def derivative(self, lam: ms.Tensor, p: ms.Tensor) -> ms.Tensor:
+        """At fixed s."""
+        return super().derivative(lam, p) * (1.0 + self.scale(lam))
+
+    def bprop(
+        self, a: ms.Tensor, lam: ms.Tensor, u: ms.Tensor, p: ms.Tensor, out: ms.Tensor, dout: ms.Tensor
+    ) -> Tuple[ms.Tensor, ms.Tensor, ms.Tensor, ms.Tensor]:
+        d = u.shape[-1]
+        s = self.scale(lam)
+        decay = ops.exp(-lam)
+        slope = (0.5 - lam) * decay * (decay / ops.masked_fill(s, s == 0, 1.0))
+        slope = ops.masked_fill(slope, ops.logical_or(lam == 0, s == 0), 0.0)
+        slope = slope * (row_sums((dout * out).reshape(-1, d * d)) / (1.0 + s))
+        inner = self.t_product(u, self.product(dout, u)) * self.divided_differences(lam, p)
+        dc = self.product_t(self.product(u, inner) + u * slope.expand_dims(-2), u)
+        da = self.product(dc, a) * (2.0 / a.shape[-1])
+        return da, ops.zeros_like(lam), ops.zeros_like(u), ops.zeros_like(p)
 
 
 class ShiftedLog(SpectralFunction):

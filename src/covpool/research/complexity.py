@@ -20,7 +20,7 @@ from covpool.research.tables import table_head
 _CONVOLUTIONS = ("Conv2D", "Conv3D")
 _PRODUCTS = ("MatMul", "MatMulExt", "BatchMatMul", "BatchMatMulExt", "Dense")
 # Their cost is no number of products; the table says so.
-_DECOMPOSITIONS = ("Svd", "Eigh", "SelfAdjointEig")
+_DECOMPOSITIONS = ("Svd", "Eigh", "SelfAdjointEig", "Cholesky")
 
 # (network, pooling) -> parameters (10^6), multiply-adds (10^9) at 224x224 with 1000 classes, as the papers and the
 # released MindSpore ports print them, timm's model cards for plain transformers, torchvision for light networks.
