@@ -1,12 +1,23 @@
-"""A residual network with covariance pooling in plain PyTorch, written from the papers for comparisons."""
+"""Networks with covariance pooling in plain PyTorch, written from the papers for comparisons."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import mindspore  # noqa: F401  must come before torch: both bring an OpenMP runtime
 import torch
 from torch import nn
 
 from benchmarks.torch_networks import Block, Network
+from tests.models.peers import torchvision
+
+LIGHT = {
+    "mobilenet_v2_100": torchvision.models.mobilenet_v2,
+    "shufflenet_v2_x0_5": torchvision.models.shufflenet_v2_x0_5,
+    "shufflenet_v2_x1_0": torchvision.models.shufflenet_v2_x1_0,
+    "shufflenet_v2_x1_5": torchvision.models.shufflenet_v2_x1_5,
+    "shufflenet_v2_x2_0": torchvision.models.shufflenet_v2_x2_0,
+}
 
 
 class TwinResNet(Network):
@@ -30,6 +41,43 @@ class TwinResNet(Network):
             c = newton_schulz_root(c)
         rows, columns = torch.triu_indices(c.shape[1], c.shape[1])
         return c[:, rows, columns]
+
+
+class ReleasedLight(nn.Module):
+    """A network of torchvision with the covariance head of the CVPR 2020 study, under its names; nothing is dropped."""
+
+    def __init__(self, name: str, pooling: str, classes: int = 5, d: int = 16, **args: Any) -> None:
+        super().__init__()
+        plain = LIGHT[name](num_classes=classes, **args)
+        for child, module in plain.named_children():
+            setattr(self, child, module)
+        self.covariance = pooling == "fast_mpn"
+        self.mobile = name.startswith("mobilenet")
+        if self.covariance:
+            last = self.features[-1][0] if self.mobile else self.conv5[0]
+            self.dimension_reduction = nn.Sequential(
+                nn.Conv2d(last.out_channels, d, 1, bias=False), nn.BatchNorm2d(d), nn.ReLU6()
+            )
+            dense = nn.Linear(d * (d + 1) // 2, classes)
+            if self.mobile:
+                self.classifier[1] = dense
+            else:
+                self.fc = dense
+        if self.mobile:
+            self.classifier[0] = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mobile:
+            x = self.features(x)
+        else:
+            x = self.conv5(self.stage4(self.stage3(self.stage2(self.maxpool(self.conv1(x))))))
+        if self.covariance:
+            c = newton_schulz_root(covariance(self.dimension_reduction(x)))
+            rows, columns = torch.triu_indices(c.shape[1], c.shape[1])
+            x = c[:, rows, columns]
+        else:
+            x = x.mean((2, 3))
+        return self.classifier(x) if self.mobile else self.fc(x)
 
 
 def covariance(x: torch.Tensor) -> torch.Tensor:

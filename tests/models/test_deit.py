@@ -65,7 +65,7 @@ def test_gradients(pynative_mode):
 def test_ten_steps(graph_mode):
     cell, module = ours(), theirs()
     same_weights(cell, module)
-    assert steps_error(cell, module, images(32, 4)) < 1e-5
+    assert steps_error(cell, module, images(32, 4)) < 1e-4
 
 
 @pytest.mark.parametrize(("old", "new"), [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((4, 4), (4, 4))])

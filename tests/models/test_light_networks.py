@@ -16,21 +16,15 @@ from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
 from covpool.config import Config
 from covpool.errors import UserError
-from covpool.export import export_network, fold_batch_norm, open_exported
+from covpool.export import fold_batch_norm
 from covpool.models import create_model, freeze
 from covpool.training.optimizers import build_optimizer
 from tests.checkpoints.released import rule_images, rule_tensor
-from tests.fidelity.pytorch_twin import covariance, newton_schulz_root
-from tests.models.peers import timm, torchvision
+from tests.fidelity.pytorch_twin import LIGHT, ReleasedLight
+from tests.models.agreement import exported_error, gradient_errors, images, output_error, relative
+from tests.models.peers import timm
 
 D, CLASSES = 16, 5
-PEERS = {
-    "mobilenet_v2_100": torchvision.models.mobilenet_v2,
-    "shufflenet_v2_x0_5": torchvision.models.shufflenet_v2_x0_5,
-    "shufflenet_v2_x1_0": torchvision.models.shufflenet_v2_x1_0,
-    "shufflenet_v2_x1_5": torchvision.models.shufflenet_v2_x1_5,
-    "shufflenet_v2_x2_0": torchvision.models.shufflenet_v2_x2_0,
-}
 NARROW = {"mobilenet_v2_100": {"width_mult": 0.25}, "shufflenet_v2_x0_5": {}}
 # Parameters with 1000 classes: average pooling, d = 256, d = 128.
 PARAMETERS = {
@@ -40,43 +34,6 @@ PARAMETERS = {
     "shufflenet_v2_x1_5": (3_503_624, 35_638_280, 10_866_952),
     "shufflenet_v2_x2_0": (7_393_996, 38_766_796, 13_864_396),
 }
-
-
-class Released(torch.nn.Module):
-    """A network of torchvision with the covariance head of the CVPR 2020 study, under its names; nothing is dropped."""
-
-    def __init__(self, name: str, pooling: str, classes: int = CLASSES, d: int = D, **args: Any) -> None:
-        super().__init__()
-        plain = PEERS[name](num_classes=classes, **args)
-        for child, module in plain.named_children():
-            setattr(self, child, module)
-        self.covariance = pooling == "fast_mpn"
-        self.mobile = name.startswith("mobilenet")
-        if self.covariance:
-            last = self.features[-1][0] if self.mobile else self.conv5[0]
-            self.dimension_reduction = torch.nn.Sequential(
-                torch.nn.Conv2d(last.out_channels, d, 1, bias=False), torch.nn.BatchNorm2d(d), torch.nn.ReLU6()
-            )
-            dense = torch.nn.Linear(d * (d + 1) // 2, classes)
-            if self.mobile:
-                self.classifier[1] = dense
-            else:
-                self.fc = dense
-        if self.mobile:
-            self.classifier[0] = torch.nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.mobile:
-            x = self.features(x)
-        else:
-            x = self.conv5(self.stage4(self.stage3(self.stage2(self.maxpool(self.conv1(x))))))
-        if self.covariance:
-            c = newton_schulz_root(covariance(self.dimension_reduction(x)))
-            rows, columns = torch.triu_indices(c.shape[1], c.shape[1])
-            x = c[:, rows, columns]
-        else:
-            x = x.mean((2, 3))
-        return self.classifier(x) if self.mobile else self.fc(x)
 
 
 def arrays(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -89,19 +46,15 @@ def small(name: str, pooling: str = "fast_mpn", **args: Any) -> nn.Cell:
     )
 
 
-def pair(name: str, pooling: str = "fast_mpn", **args: Any) -> tuple[nn.Cell, Released]:
+def pair(name: str, pooling: str = "fast_mpn", **args: Any) -> tuple[nn.Cell, ReleasedLight]:
     """The network and its twin with the same weights and with statistics of some training, in evaluation."""
-    twin = Released(name, pooling, **args)
+    twin = ReleasedLight(name, pooling, **args)
     state = {key: rule_tensor(key, tuple(value.shape)) for key, value in twin.state_dict().items()}
     twin.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     dropout = {"dropout": 0.0} if name.startswith("mobilenet") else {}
     network = create_model(name, pooling=pooling, reduction_dim=D, num_classes=CLASSES, **args, **dropout)
     assert load_into(network, convert_state_dict(state)) == []
     return network.set_train(False), twin.eval()
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -113,45 +66,26 @@ def test_parameters_to_the_digit(name, pynative_mode):
     assert tuple(counts) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", LIGHT)
 def test_logits_are_torchvisions(name, pynative_mode):
     network, twin = pair(name, "gap")
-    for shape in ((2, 3, 64, 64), (1, 3, 75, 97)):
-        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        with torch.no_grad():
-            assert relative(network(ms.Tensor(x)).asnumpy(), twin(torch.from_numpy(x)).numpy()) < 1e-5
+    for size, batch in ((64, 2), ((75, 97), 1)):
+        assert output_error(network, twin, images(size, batch)) < 1e-5
 
 
 @pytest.mark.parametrize("width", [0.35, 0.5, 1.4])
 def test_other_widths_are_torchvisions(width, pynative_mode):
-    theirs = arrays(PEERS["mobilenet_v2_100"](width_mult=width, num_classes=CLASSES))
+    theirs = arrays(LIGHT["mobilenet_v2_100"](width_mult=width, num_classes=CLASSES))
     ours = create_model(f"mobilenet_v2_{round(100 * width):03d}", pooling="gap", num_classes=CLASSES)
     assert load_into(ours, convert_state_dict(theirs)) == []
-
-
-def worst_error(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[float, str]:
-    """Of the tensors of the one, by their names in MindSpore; those of the other have PyTorch's."""
-    converted = convert_state_dict(expected)
-    return max((relative(value, converted[name].asnumpy()), name) for name, value in found.items())
 
 
 @pytest.mark.parametrize("name", NARROW)
 def test_gradients_of_all_parameters(name, pynative_mode):
     """With running statistics: those of a batch take the gradient of a shift before them away."""
     network, twin = pair(name, **NARROW[name])
-    x = rule_images(3, 64, 3)
-    weights = np.random.default_rng(1).standard_normal((3, CLASSES)).astype(np.float32)
-    (twin(torch.from_numpy(x)) * torch.from_numpy(weights)).sum().backward()
-    expected = {**arrays(twin), **{key: p.grad.numpy() for key, p in twin.named_parameters()}}
-
-    def loss(x: ms.Tensor) -> ms.Tensor:
-        return (network(x) * ms.Tensor(weights)).sum()
-
-    parameters = network.trainable_params()
-    gradients = ms.value_and_grad(loss, None, parameters)(ms.Tensor(x))[1]
-    found = {p.name: gradient.asnumpy() for p, gradient in zip(parameters, gradients)}
-    error, worst = worst_error(found, expected)
-    assert error < 1e-4, worst
+    errors = gradient_errors(network, twin, rule_images(3, 64, 3))
+    assert set(errors) == {p.name for p in network.trainable_params()} and max(errors.values()) < 1e-4
 
 
 def smooth(cell: nn.Cell, module: torch.nn.Module) -> None:
@@ -194,8 +128,10 @@ def test_ten_steps_of_training(name, graph_mode):
         theirs.step()
         losses[1].append(loss.item())
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    found = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != "dropout.counter"}
-    error, worst = worst_error(found, arrays(twin))
+    found = to_pytorch({p.name: p for p in network.get_parameters()})
+    expected = arrays(twin)
+    norm = np.linalg.norm
+    error, worst = max((norm(found[key] - value) / norm(value), key) for key, value in expected.items() if value.ndim)
     print(f"losses {np.abs(np.divide(*losses) - 1).max():.1e}, {worst} {error:.1e}")
     assert error < 1e-3, worst
 
@@ -203,7 +139,7 @@ def test_ten_steps_of_training(name, graph_mode):
 @pytest.mark.parametrize("name", NARROW)
 def test_names_of_released_files_both_ways(name, tmp_path, caplog):
     """As the study saved them: below ``state_dict``, each name after ``module.``."""
-    twin = Released(name, "fast_mpn", **NARROW[name])
+    twin = ReleasedLight(name, "fast_mpn", **NARROW[name])
     source = {key: rule_tensor(key, value.shape) for key, value in arrays(twin).items()}
     assert {"dimension_reduction.1.running_var", "classifier.1.bias" if twin.mobile else "fc.bias"} < set(source)
     content = {"state_dict": {f"module.{key}": torch.from_numpy(value) for key, value in source.items()}}
@@ -216,7 +152,7 @@ def test_names_of_released_files_both_ways(name, tmp_path, caplog):
     torch.save(content, tmp_path / "released.pth.tar")
     with pytest.raises(UserError, match=r"missing in the checkpoint \(1\): layer_reduce_bn.beta"):
         small(name, pretrained=tmp_path / "released.pth.tar")
-    torch.save(Released(name, "gap", 1000, **NARROW[name]).state_dict(), tmp_path / "plain.pth")
+    torch.save(ReleasedLight(name, "gap", 1000, **NARROW[name]).state_dict(), tmp_path / "plain.pth")
     caplog.set_level(logging.INFO)
     network = small(name, "dropcov", pretrained=tmp_path / "plain.pth")
     assert "a plain network with global average pooling" in caplog.text
@@ -236,13 +172,11 @@ def test_timms_names_of_mobilenet(percent, tmp_path, pynative_mode):
     torch.save(twin.state_dict(), tmp_path / "timm.pth")
     args = {"pooling": "gap", "num_classes": CLASSES, "pretrained": tmp_path / "timm.pth"}
     network = create_model(f"mobilenet_v2_{percent}", **args).set_train(False)
-    x = rule_images(1, 64, 3)
-    with torch.no_grad():
-        assert relative(network(ms.Tensor(x)).asnumpy(), twin(torch.from_numpy(x)).numpy()) < 1e-5
+    assert output_error(network, twin, rule_images(1, 64, 3)) < 1e-5
 
 
 def test_another_network_is_named(tmp_path):
-    torch.save(PEERS["shufflenet_v2_x1_0"]().state_dict(), tmp_path / "x1.pth")
+    torch.save(LIGHT["shufflenet_v2_x1_0"]().state_dict(), tmp_path / "x1.pth")
     for name, words in (
         ("shufflenet_v2_x0_5", "channels of the first block: 58 in the checkpoint, 24 in the network"),
         ("mobilenet_v2_100", "net_name: shufflenet_v2 in the checkpoint, mobilenet_v2 in the network"),
@@ -261,9 +195,7 @@ def test_exported_files_and_folding(name, tmp_path, pynative_mode):
     assert not any(isinstance(cell, nn.BatchNorm2d) for _, cell in folded.cells_and_names())
     assert relative(folded(ms.Tensor(x)).asnumpy(), expected) < 1e-5
     for file_format in ("MINDIR", "ONNX"):
-        exported = open_exported(export_network(network, tmp_path / "net", file_format, x, {}).path)
-        for batch in (3, 1):
-            assert relative(exported(x[:batch]), expected[:batch]) < 1e-5
+        assert exported_error(network, tmp_path, file_format, x) < 1e-5
 
 
 @pytest.mark.parametrize("name", NARROW)

@@ -65,7 +65,7 @@ def test_gradients(pynative_mode):
 def test_ten_steps(graph_mode):
     cell, module = ours(depths=(1, 2)), theirs(depths=(1, 2))  # the last block shifts its windows
     same_weights(cell, module)
-    assert steps_error(cell, module, images(32, 4)) < 1e-5
+    assert steps_error(cell, module, images(32, 4)) < 1e-4
 
 
 def as_published(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

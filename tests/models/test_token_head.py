@@ -107,7 +107,7 @@ def test_against_pytorch(kind, pooling, pynative_mode):
 def test_ten_steps(kind, graph_mode):
     cell, module = ours(kind, "fast_mpn"), Twin(kind, "fast_mpn")
     same_weights(cell, module)
-    assert steps_error(cell, module, images(32, 4)) < 1e-5
+    assert steps_error(cell, module, images(32, 4)) < 1e-4
 
 
 @pytest.mark.parametrize("pooling", list_poolings())
