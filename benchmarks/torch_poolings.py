@@ -9,102 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@functools.cache
-def tables(d: int, device: torch.device) -> Tuple[Tensor, ...]:
-    """Places of V in the flattened matrix, places of the matrix in V, and what halves the off-diagonal entries."""
-    rows, cols = np.triu_indices(d)
-    places = np.zeros((d, d), np.int64)
-    places[rows, cols] = places[cols, rows] = np.arange(rows.size)
-    weight = np.where(rows == cols, 1.0, 0.5).astype(np.float32)
-    return tuple(torch.from_numpy(values).to(device) for values in (rows * d + cols, places.reshape(-1), weight))
-
-
-class SymmetricVector(torch.autograd.Function):
-    """V of symmetric matrices, with the symmetrised gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, c: Tensor, scale: float) -> Tensor:
-        """`(N, d, d) -> (N, d(d+1)/2)`."""
-        ctx.d, ctx.scale = c.shape[1], scale
-        return c.flatten(1).index_select(1, tables(ctx.d, c.device)[0]).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tuple[Tensor, None]:
-        """(G + G^T) / 2."""
-        _, places, weight = tables(ctx.d, g.device)
-        return (g * (weight * ctx.scale)).index_select(1, places).view(-1, ctx.d, ctx.d), None
-
-
-class Gram(torch.autograd.Function):
-    """A A^T with the gradient 2 G A of a symmetric cotangent."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor) -> Tensor:
-        """`(N, d, M) -> (N, d, d)`."""
-        ctx.save_for_backward(a)
-        return torch.bmm(a, a.transpose(1, 2))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        """One product."""
-        (a,) = ctx.saved_tensors
-        return torch.baddbmm(a, g, a, beta=0, alpha=2)
-
-
-class ScaledGram(torch.autograd.Function):
-    """diag(s) A A^T diag(s), with gradients for A and s."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, s: Tensor) -> Tensor:
-        """`(N, d, M), (N, d) -> (N, d, d)`."""
-        c = torch.bmm(a, a.transpose(1, 2))
-        ctx.save_for_backward(a, s, c)
-        return c * (s[:, :, None] * s[:, None, :])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tuple[Tensor, Tensor]:
-        """One product for A, one matrix-vector product for s."""
-        a, s, c = ctx.saved_tensors
-        ds = torch.bmm(g * c, s[:, :, None]).squeeze(-1).mul_(2)
-        return torch.baddbmm(a, g * (s[:, :, None] * s[:, None, :]), a, beta=0, alpha=2), ds
-
-
-class SpectralFunction(torch.autograd.Function):
-    """U f(lambda) U^T of A A^T / M with the Loewner matrix as derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, f: Callable, slope: Callable, parameter: Optional[Callable]) -> Tensor:
-        """Eigenvalues in float64, as the other side does."""
-        a64 = a.double()
-        lam64, u64 = torch.linalg.eigh(torch.bmm(a64, a64.transpose(1, 2)) / a.shape[-1])
-        lam64 = torch.where(lam64 > 1e-10 * lam64[:, -1:], lam64, 0.0)
-        lam, u = lam64.float(), u64.float()
-        p = parameter(lam) if parameter is not None else None
-        value = f(lam, p)
-        ctx.slope, ctx.p = slope, p
-        ctx.save_for_backward(a, lam, u, value)
-        return torch.bmm(u * value[:, None, :], u.transpose(1, 2))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tuple[Tensor, None, None, None]:
-        """Divided differences, f' where eigenvalues meet."""
-        a, lam, u, value = ctx.saved_tensors
-        slope = ctx.slope(lam, ctx.p)
-        x, y = lam[:, :, None], lam[:, None, :]
-        difference = x - y
-        near = difference.abs() <= 1e-2 * torch.maximum(x, y)
-        k = (value[:, :, None] - value[:, None, :]) / difference.masked_fill(near, 1.0)
-        k = torch.where(near, 0.5 * (slope[:, :, None] + slope[:, None, :]), k)
-        inner = torch.bmm(u.transpose(1, 2), torch.bmm(g, u)).mul_(k)
-        dc = torch.bmm(torch.bmm(u, inner), u.transpose(1, 2))
-        return torch.baddbmm(a, dc, a, beta=0, alpha=2 / a.shape[-1]), None, None, None
+from benchmarks.torch_functions import Gram, ScaledGram, SpectralFunction, SymmetricVector
 
 
 def centred(x: Tensor) -> Tensor:
@@ -226,6 +137,55 @@ def ibcnn(x: Tensor) -> Tensor:
     return signed_root_l2(mpn(x))
 
 
+def seb(x: Tensor) -> Tensor:
+    """Scaling eigen branch: the norm by autograd through eigenvalues, the root by its own derivative."""
+    root = SpectralFunction.apply(centred(x), lambda lam, _: lam.sqrt(), lambda lam, _: _power_slope(lam, 0.5), None)
+    a = centred(x).double()
+    lam = torch.linalg.eigvalsh(torch.bmm(a, a.transpose(1, 2)) / x.shape[-1]).clamp(min=0)
+    scale = (lam * torch.exp(-2 * lam)).sum(-1).sqrt().float()
+    return SymmetricVector.apply(root * (1 + scale[:, None, None]), 1.0)
+
+
+def mtp(x: Tensor) -> Tensor:
+    """Taylor polynomial of 10 terms by Paterson and Stockmeyer, exact gradient."""
+    d = x.shape[1]
+    c = Gram.apply(centred(x))
+    norm = torch.linalg.matrix_norm(c)[:, None, None]
+    unit = identity(d, x.device)
+    z = torch.addcdiv(unit, c, norm, value=-1)
+    z2 = torch.bmm(z, z)
+    z3 = torch.bmm(z2, z)
+    k = [1.0]
+    for n in range(1, 11):
+        k.append(k[-1] * (n - 1.5) / n)
+    root = k[9] * unit + k[10] * z
+    for first in (6, 3, 0):
+        root = torch.baddbmm(k[first] * unit + k[first + 1] * z + k[first + 2] * z2, root, z3)
+    return SymmetricVector.apply(root * norm.sqrt(), x.shape[-1] ** -0.5)
+
+
+def cholesky(x: Tensor) -> Tensor:
+    """Log-Cholesky in float64, PyTorch's own gradient."""
+    a = centred(x).double()
+    c = torch.baddbmm(1e-6 * identity(x.shape[1], x.device).double(), a, a.transpose(1, 2), alpha=1 / x.shape[-1])
+    factor = torch.linalg.cholesky(c)
+    rows, cols = np.triu_indices(x.shape[1])
+    v = factor.flatten(1).index_select(1, torch.from_numpy(cols * x.shape[1] + rows).to(x.device))
+    return torch.where(torch.from_numpy(rows == cols).to(x.device), v.log(), v).float()
+
+
+def bdc(x: Tensor, temperature: Tensor) -> Tensor:
+    """DeepBDC with the centring by sums; the diagonal of the distances is 0 by its mask."""
+    d = x.shape[1]
+    gram = torch.bmm(x, x.transpose(1, 2))
+    norms = gram.diagonal(dim1=1, dim2=2)
+    a = (norms[:, :, None] + norms[:, None, :] - 2 * gram).clamp(min=0) * (1 - identity(d, x.device))
+    b = (a * (temperature.exp() / (2 * x.shape[-1])) + 1e-5).sqrt()
+    means = b.mean(-1)
+    half = 0.5 * means.mean(-1, keepdim=True)
+    return SymmetricVector.apply(b - (means - half)[:, :, None] - (means - half)[:, None, :], 1.0)
+
+
 def apn(x: Tensor) -> Tensor:
     """APN with tau = 4 and c = 0.1."""
 
@@ -253,9 +213,11 @@ def poolings(d: int, device: str = "cpu") -> Dict[str, Callable[[Tensor, bool], 
     beta = torch.zeros(k, device=device, requires_grad=True)
     found: Dict[str, Callable[[Tensor, bool], Tensor]] = {
         f.__name__: _without_training(f)
-        for f in (gap, gcp, fast_mpn, bcnn, sigme, logm, ilogm, mpn, apn, ibcnn, maxexp)
+        for f in (gap, gcp, fast_mpn, bcnn, sigme, logm, ilogm, mpn, apn, ibcnn, maxexp, seb, mtp, cholesky)
     }
     found["dropcov"] = lambda x, training: dropcov(x, kernel, training)
+    temperature = torch.zeros(1, 1, device=device, requires_grad=True)
+    found["bdc"] = lambda x, training: bdc(x, temperature)
     found["layernorm"] = lambda x, training: layernorm(x, gamma, beta)
     found["bcnn_lt"] = lambda x, training: torch.addcmul(beta, gamma, bcnn(x))
     found["ibcnn_lt"] = lambda x, training: torch.addcmul(beta, gamma, ibcnn(x))

@@ -86,7 +86,7 @@ class BDC(Pooling):
 
     Cost: that of a covariance, and O(d^2).
 
-    Source: Xie et al., CVPR 2022, equations 5 and 6, and the released code for eps, temperature and V.
+    Source: Xie et al., CVPR 2022, and the released code for eps, temperature and V.
 
     Args:
         channels: d.

@@ -87,7 +87,7 @@ class LyapunovTaylorRoot(TaylorRoot):
     It comes from a coupled Newton-Schulz iteration, eight steps of five products, and is the derivative of a root, not
     of the polynomial: where the polynomial is no root (small eigenvalues) the two differ.
 
-    Source: Song et al., ICLR 2022, equations 13 to 15.
+    Source: Song et al., ICLR 2022, and the released code for the number of steps.
     """
 
     def bprop(self, c: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Tuple[ms.Tensor]:
@@ -109,9 +109,9 @@ class MTP(Pooling):
     `TaylorRoot` has the formula. A polynomial of 10 terms maps a zero eigenvalue to 0.18 sqrt(||C||) and is close to
     the root from 0.1 ||C|| on; a covariance of deficient rank gets small eigenvalues in place of its zeros.
 
-    Cost: 5 products of 2 d^3 FLOPs for 10 terms; 10 for the exact gradient, 44 for that of the paper.
+    Cost: 5 products of 2 d^3 FLOPs for 10 terms; 10 for the exact gradient, 45 for that of the paper.
 
-    Source: Song et al., ICLR 2022 ("Fast Differentiable Matrix Square Root"), equations 4 to 6.
+    Source: Song et al., ICLR 2022 ("Fast Differentiable Matrix Square Root"), and the released code for 10 terms.
 
     Args:
         channels: d.
