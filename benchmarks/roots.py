@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.measure import CORES, arguments_of, environment, heading, report, say, table
 from benchmarks.pooling import data, gradient_step
 
-CASES = [("fast_mpn", {"iterations": n}) for n in (1, 2, 3, 5, 7, 10)]
+CASES: list[tuple[str, dict[str, Any]]] = [("fast_mpn", {"iterations": n}) for n in (1, 2, 3, 5, 7, 10)]
 CASES += [("mtp", {"terms": n, "gradient": g}) for n in (3, 5, 10, 20, 30) for g in ("exact", "lyapunov")]
 
 
