@@ -55,6 +55,7 @@ def test_two_ranks_follow_the_same_course_as_one_beside_another_job(
     assert two["num_samples"] == 103
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)
+    assert two["training_accuracy"] == pytest.approx(one["training_accuracy"], abs=0.01)
     first, second = (parameters(tmp_path / name / "checkpoints" / "epoch_0001.ckpt") for name in ("one", "two"))
     assert first.keys() == second.keys()
     for name, value in first.items():

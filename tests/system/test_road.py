@@ -199,5 +199,5 @@ def assert_same_end(one: Path, two: Path) -> None:
     name = Path("checkpoints") / "epoch_0002.ckpt"
     assert (one / name).read_bytes() == (two / name).read_bytes()
     last, again = (RunFolder(folder).records("epoch")[-1] for folder in (one, two))
-    for key in ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss"):
+    for key in ("loss", "learning_rate", "top_1_accuracy", "top_5_accuracy", "eval_loss", "training_accuracy"):
         assert last[key] == again[key], key

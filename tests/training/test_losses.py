@@ -13,7 +13,13 @@ from torch.nn import functional as F
 
 from covpool.config import Config
 from covpool.errors import ConfigError
-from covpool.training.losses import BinaryCrossEntropy, FocalLoss, LabelSmoothingCrossEntropy, recipe_loss
+from covpool.training.losses import (
+    BinaryCrossEntropy,
+    CountedLoss,
+    FocalLoss,
+    LabelSmoothingCrossEntropy,
+    recipe_loss,
+)
 from tests.models.peers import timm
 
 
@@ -142,3 +148,24 @@ def test_weights_are_counted_once_the_classes_are_known() -> None:
     assert counted.replace(class_num=2).class_weights == (1.0, 2.0)
     with pytest.raises(ConfigError, match=r"class_weights: 2 numbers for class_num = 10 classes"):
         counted.replace(class_num=10)
+
+
+def test_right_answers_are_counted_and_the_loss_stays_as_it_is(graph_mode: None) -> None:
+    """Once a step, though a step has the loss and its gradient."""
+    random = np.random.default_rng(5)
+    layer, plain, counted = (
+        nn.Dense(6, 3),
+        LabelSmoothingCrossEntropy(0.1),
+        CountedLoss(LabelSmoothingCrossEntropy(0.1)),
+    )
+    optimizer = nn.SGD(layer.trainable_params(), 0.0)
+    step = nn.TrainOneStepCell(nn.WithLossCell(layer, counted), optimizer).set_train()
+    expected = 0
+    for _ in range(3):
+        x = ms.Tensor(random.standard_normal((20, 6), np.float32))
+        labels = random.integers(0, 3, 20).astype(np.int32)
+        logits = layer(x)
+        expected += int((logits.asnumpy().argmax(1) == labels).sum())
+        assert step(x, ms.Tensor(labels)).asnumpy() == plain(logits, ms.Tensor(labels)).asnumpy()
+        assert counted.hits.asnumpy() == expected
+    assert 0 < expected < 60

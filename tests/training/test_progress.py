@@ -59,3 +59,15 @@ def test_a_bar_shows_loss_rate_speed_and_time_left_every_second(
     assert bar is not None and str(bar).startswith("epoch 1/2:  14%|") and "| 7/50, loss 6.0000" in str(bar)
     assert str(bar).endswith("loss 6.0000, rate 0.1, 8 images/s, 0:47 left")  # 94 steps of half a second
     progress.close()
+
+
+def test_accuracy_is_that_of_the_epoch_so_far_and_goes_on_after_a_resumption(tmp_path: Path) -> None:
+    """Two ranks share batches of 8; 10 of this rank's 20 images before the resumption were right."""
+    hits = ms.Parameter(ms.Tensor(2**31 - 3, ms.int32), name="hits")
+    plan = Plan(2, 50, np.full(100, 0.1), 8, 100, ranks=2)
+    progress = EpochProgress(plan, Progress(0, 5, 5.0, 5, hits=10.0), RunFolder(tmp_path), hits=hits)
+    ms.ops.assign(hits, ms.Tensor(-(2**31) + 3, ms.int32))  # six more: the counter wraps around
+    arguments = SimpleNamespace(net_outputs=ms.Tensor(1.0), cur_step_num=1)
+    progress.on_train_step_end(SimpleNamespace(original_args=lambda: arguments))
+    assert progress.so_far == Progress(0, 6, 6.0, 6, 16.0)
+    assert progress._status().startswith("loss 1.0000, accuracy 0.667, rate")

@@ -67,7 +67,7 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "steps_per_epoch": lambda value: _is_count(value, 1),
     "metric": lambda value: value is None or _is_number(value),
-    "losses": lambda value: isinstance(value, list) and all(_are_numbers(row) and len(row) == 2 for row in value),
+    "losses": lambda value: isinstance(value, list) and all(_are_numbers(row) and len(row) in (2, 3) for row in value),
     "architecture": lambda value: isinstance(value, dict),
     "transform": lambda value: isinstance(value, dict),
     "class_names": _are_names,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Progress:
     step: int = 0  # steps that are done of the epoch after them
     loss_sum: float = 0.0  # sum of this rank's losses in these steps
     loss_count: int = 0  # how many they are
+    hits: float = 0.0  # images of this rank that were answered rightly in these steps; NaN if nobody counted
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class TrainingState:
         if progress.step:
             statistics = running_statistics(self.parameters)
             ranks = self.world.gather(statistics).astype(statistics.dtype)
-            losses = self.world.gather(np.array([progress.loss_sum, progress.loss_count]))
-            about.update(steps_per_epoch=self.steps, losses=losses.tolist())
+            losses = self.world.gather(np.array([progress.loss_sum, progress.loss_count, progress.hits]))
+            kept = losses[:, :2] if np.isnan(losses).any() else losses  # JSON has no NaN
+            about.update(steps_per_epoch=self.steps, losses=kept.tolist())
         if self.world.is_main:
             if regular:
                 self.store.save(self.network, self.optimizer, epoch, step, metric, about, ranks)
@@ -149,9 +152,9 @@ class TrainingState:
         same = len(losses) == self.world.size
         mine = statistics[self.world.rank] if same else statistics.mean(0)
         set_running_statistics(self.parameters, mine)
-        loss_sum, loss_count = losses[self.world.rank] if same else losses.sum(0) / self.world.size
+        loss_sum, loss_count, *hits = losses[self.world.rank] if same else losses.sum(0) / self.world.size
         epoch, step = divmod(counts(checkpoint)[1], self.steps)
-        return Progress(epoch, step, float(loss_sum), int(loss_count))
+        return Progress(epoch, step, float(loss_sum), int(loss_count), float(hits[0]) if hits else math.nan)
 
 
 def place(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -63,12 +63,11 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
         with stop.deferring():
             for epoch in range(run.start.epoch, config.epoch_size):
                 progress = _train(run, epoch, stop)
-                sums = np.array([progress.so_far.loss_sum, progress.so_far.loss_count], np.float64)
-                loss = float(np.divide(*world.sum(sums)))  # the mean over all steps and ranks
+                loss, accuracy = _means(run, progress)
                 evaluation, eval_s = _evaluate_if_due(run, epoch)
                 signal, last = progress.signal or agreed_signal(stop, world), epoch + 1 == config.epoch_size
                 _save(run, epoch, evaluation, bool(last or signal))
-                _report(run, progress, loss, evaluation, eval_s, time.monotonic() - started)
+                _report(run, progress, (loss, accuracy), evaluation, eval_s, time.monotonic() - started)
                 if signal and not last:
                     raise Interrupted(signal, f"after epoch {epoch + 1}; resume with --resume_ckpt=auto")
         if world.is_main:
@@ -94,7 +93,7 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
 
     begin = run.start if epoch == run.start.epoch else Progress(epoch)
     folder = run.folder if world.is_main else None
-    progress = EpochProgress(run.plan, begin, folder, shows_bar(config.progress), between_steps)
+    progress = EpochProgress(run.plan, begin, folder, shows_bar(config.progress), between_steps, run.hits)
     with closing(progress), pipeline_errors():
         dataset = build_dataset(config, run.train, True, world, epoch, begin.step)
         run.model.train(epoch + 1, dataset, [progress], config.enable_sink, initial_epoch=epoch)
@@ -104,6 +103,13 @@ def _train(run: Training, epoch: int, stop: StopRequest) -> EpochProgress:
     average_statistics(run.state.parameters, world)
     check_ranks_agree(run.state.parameters, world, epoch)
     return progress
+
+
+def _means(run: Training, progress: EpochProgress) -> tuple[float, float]:
+    """Mean loss of all steps and ranks of an epoch, and accuracy on its images as they were trained on, or NaN."""
+    so_far = progress.so_far
+    losses, count, hits = run.world.sum(np.array([so_far.loss_sum, so_far.loss_count, so_far.hits], np.float64))
+    return float(losses / count), float(hits / (run.plan.steps * run.plan.global_batch))
 
 
 def _evaluate_if_due(run: Training, epoch: int) -> tuple[Evaluation | None, float]:
@@ -138,11 +144,17 @@ def _save(run: Training, epoch: int, evaluation: Evaluation | None, now: bool) -
 
 
 def _report(
-    run: Training, progress: EpochProgress, loss: float, evaluation: Evaluation | None, eval_s: float, elapsed: float
+    run: Training,
+    progress: EpochProgress,
+    means: tuple[float, float],
+    evaluation: Evaluation | None,
+    eval_s: float,
+    elapsed: float,
 ) -> None:
     """Record an epoch, and log its results."""
     if not run.world.is_main:
         return
+    loss, accuracy = means
     config, epoch, plan = run.config, progress.start.epoch + 1, run.plan
     values: dict[str, Any] = {
         "loss": loss,
@@ -151,6 +163,9 @@ def _report(
         **{name: round(getattr(progress, name), 3) for name in ("train_s", "train_cpu_s", "first_step_s")},
     }
     text = f"epoch {epoch}/{config.epoch_size}: loss {loss:.4f}"
+    if not math.isnan(accuracy):
+        values["training_accuracy"] = accuracy
+        text += f", accuracy {accuracy:.4f}"
     if evaluation is not None:
         top_1, top_5, count = evaluation.top_1, evaluation.top_5, evaluation.num_samples
         values.update(top_1_accuracy=top_1, top_5_accuracy=top_5, eval_loss=evaluation.loss, num_samples=count)

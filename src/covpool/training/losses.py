@@ -24,6 +24,28 @@ def recipe_loss(config: Config) -> nn.Cell:
     return LabelSmoothingCrossEntropy(smoothing, weights)
 
 
+class CountedLoss(nn.Cell):
+    """A loss of logits (N, K) and labels (N,) that counts right answers on the way.
+
+    Attributes:
+        hits: int32 parameter, how many there were so far; it wraps around.
+
+    Args:
+        loss: The loss, which stays as it is.
+    """
+
+    def __init__(self, loss: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.hits = ms.Parameter(ms.Tensor(0, ms.int32), name="hits", requires_grad=False)
+        self.answer = ops.Argmax(axis=1, output_type=ms.int32)
+
+    def construct(self, logits: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
+        right = ops.cast(ops.equal(self.answer(logits), labels), ms.float32).sum()
+        ops.assign_add(self.hits, ops.cast(right, ms.int32))
+        return self.loss(logits, labels)
+
+
 def smoothing_of(config: Config) -> float:
     """The configured label smoothing; 0 for none."""
     return config.label_smooth_factor if config.use_label_smooth else 0.0

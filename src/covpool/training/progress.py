@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable
 
+import mindspore as ms
 import numpy as np
 from mindspore.train import Callback
 
@@ -35,6 +36,7 @@ class Plan:
     rates: np.ndarray  # of every step of the training
     global_batch: int  # images of one step over all ranks
     log_interval: int  # steps between two reports
+    ranks: int = 1  # which share the images of a step
 
 
 class EpochProgress(Callback):
@@ -47,6 +49,7 @@ class EpochProgress(Callback):
         bar: Whether to show a bar rather than lines.
         between: Called after every step, once it is counted; a number other than 0 stops the training. With a data
             sink the device runs all steps of an epoch before that.
+        hits: Counts the right answers of this rank; None where nobody counts.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class EpochProgress(Callback):
         folder: RunFolder | None = None,
         bar: bool = False,
         between: Callable[[EpochProgress], int] = lambda progress: 0,
+        hits: ms.Parameter | None = None,
     ) -> None:
         super().__init__()
         self.plan, self.start, self.folder, self.between = plan, start, folder, between
@@ -66,6 +70,7 @@ class EpochProgress(Callback):
         self.train_s = self.train_cpu_s = 0.0  # seconds from the beginning to close(): by the clock, of all cores
         self._loss_sum, self._loss_count, self._last = start.loss_sum, start.loss_count, math.nan
         self._pending: list[Any] = []
+        self._hits, self._hits_before = hits, 0 if hits is None else int(hits.asnumpy())
         self._started = self._measured_from = self._shown = time.monotonic()
         self._cpu_started = time.process_time()
         self._unmeasured = 0  # with a data sink one call stands for an epoch, compilation included
@@ -76,7 +81,14 @@ class EpochProgress(Callback):
     def so_far(self) -> Progress:
         """Where the training is, all losses so far added up; waits for them."""
         self._fetch()
-        return Progress(self.start.epoch, self.done, self._loss_sum, self._loss_count)
+        return Progress(self.start.epoch, self.done, self._loss_sum, self._loss_count, self.hits)
+
+    @property
+    def hits(self) -> float:
+        """Images of this rank that were answered rightly so far in the epoch; NaN if nobody counted."""
+        if self._hits is None:
+            return math.nan
+        return self.start.hits + (int(self._hits.asnumpy()) - self._hits_before) % 2**32
 
     @property
     def speed(self) -> float | None:
@@ -133,8 +145,12 @@ class EpochProgress(Callback):
         measured = self.done - self.start.step - self._unmeasured
         if measured > 0:
             self.images_per_s = measured * plan.global_batch / (time.monotonic() - self._measured_from)
+        accuracy = self.hits * plan.ranks / (self.done * plan.global_batch)
+        known = "" if math.isnan(accuracy) else f", accuracy {accuracy:.3f}"
         left = clock((plan.epochs * plan.steps - step) * plan.global_batch / self.images_per_s)
-        return f"loss {self._last:.4f}, rate {plan.rates[step - 1]:.3g}{speed_text(self.images_per_s)}, {left} left"
+        return (
+            f"loss {self._last:.4f}{known}, rate {plan.rates[step - 1]:.3g}{speed_text(self.images_per_s)}, {left} left"
+        )
 
     def _report(self) -> None:
         plan, epoch, status = self.plan, self.start.epoch + 1, self._status()

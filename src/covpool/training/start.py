@@ -13,6 +13,7 @@ from mindspore.train import Model
 
 from covpool.build import (
     architecture,
+    batch_mixing,
     build_model,
     build_source,
     description,
@@ -30,6 +31,7 @@ from covpool.data import Source, steps_per_epoch
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
 from covpool.training.logs import Events, LogFile
+from covpool.training.losses import CountedLoss, recipe_loss
 from covpool.training.objective import Teacher
 from covpool.training.progress import Plan
 from covpool.training.recipe import rate_factor, recipe_optimizer, recipe_rates
@@ -51,6 +53,7 @@ class Training:
     plan: Plan
     state: TrainingState  # network, optimiser and their checkpoints
     model: Model  # forward, backward and update
+    hits: ms.Parameter | None  # counts the right answers in training; None where images are mixed
     start: Progress  # where the training begins
     resumed: Checkpoint | None  # what it goes on from
     bad_images: dict[str, str]  # for each split what is to be remembered of its bad images
@@ -97,9 +100,12 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
             "scratch take config/own_images.yaml"
         )
     state = replace(state, about=description(config, train))
-    model = build_step(config, network, optimizer, world, load_teacher(config, train))
-    plan = Plan(config.epoch_size, steps, rates, batch * world.size, config.log_interval)
-    return Training(config, world, folder, train, val, plan, state, model, start, resumed, bad_images)
+    # Of mixed images there is no right answer.
+    counted = CountedLoss(recipe_loss(config)) if batch_mixing(config) is None else None
+    model = build_step(config, network, optimizer, world, load_teacher(config, train), counted)
+    plan = Plan(config.epoch_size, steps, rates, batch * world.size, config.log_interval, world.size)
+    hits = None if counted is None else counted.hits
+    return Training(config, world, folder, train, val, plan, state, model, hits, start, resumed, bad_images)
 
 
 def load_teacher(config: Config, source: Source) -> Teacher | None:

@@ -19,7 +19,12 @@ from covpool.training.update import AccumulatedStep, Clip, Update
 
 
 def build_step(
-    config: Config, network: nn.Cell, optimizer: nn.Optimizer, world: World, teacher: Teacher | None = None
+    config: Config,
+    network: nn.Cell,
+    optimizer: nn.Optimizer,
+    world: World,
+    teacher: Teacher | None = None,
+    loss: nn.Cell | None = None,
 ) -> Model:
     """Put network, loss and optimiser together as the device needs it: forward, backward, mean over ranks, update.
 
@@ -38,7 +43,7 @@ def build_step(
         fuse_reductions(list(network.trainable_params()))
     model = Model(
         network,
-        loss_fn=recipe_loss(config),
+        loss_fn=recipe_loss(config) if loss is None else loss,
         optimizer=optimizer,
         amp_level=apply_amp_level(network, config.amp_level),
         loss_scale_manager=scale,
