@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from covpool.models import create_model
@@ -17,6 +17,7 @@ from covpool.training.ranks import (
 SIZES = st.lists(st.integers(1, 1000), max_size=30).map(lambda sizes: [(f"p{i}", s) for i, s in enumerate(sizes)])
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # of a busy machine
 @given(SIZES, st.integers(1, 3000))
 def test_groups_hold_everything_once_from_last_to_first(sizes: list[tuple[str, int]], group_bytes: int) -> None:
     groups = reduction_groups(sizes, group_bytes)
