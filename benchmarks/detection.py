@@ -137,10 +137,10 @@ def main() -> None:
     rows = [[start, spread_text(values, 100, 1)] for start, values in report["mAP"].items()]
     lines = [*measure.table(["backbone starts from", "mAP at IoU 0.5 (%)"], rows), ""]
     measure.report(arguments.output, "detection", report, lambda r: "\n".join(measure.heading(r["about"]) + lines))
-    figure = new_figure(9, 3.2)
+    figure = new_figure(8, 2.9)
     for axes, canvas, boxes in zip(figure.subplots(1, 3, subplot_kw={"xticks": [], "yticks": []}), canvases, found[0]):
         axes.imshow(canvas[0], cmap="gray")
-        for x0, y0, x1, y1, label, score in boxes[boxes[:, 5] > 0.3]:
+        for x0, y0, x1, y1, label, score in boxes[boxes[:, 5] > 0.5]:
             axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=COLOURS[6])
             axes.text(x0, y0 - 1, f"{FASHION_MNIST_CLASSES[int(label)]} {score:.0%}", size=8, color=COLOURS[5])
     save(figure, (arguments.output or Path()) / "detection.png")
