@@ -53,7 +53,7 @@ def training_model(
     """The `Model` that train.py would train, and its network."""
     from mindspore.train import Model
 
-    from covpool.kernels import apply_cpu_kernels
+    from covpool.kernels import apply_cpu_kernels, find_kernels
     from covpool.models import create_model
     from covpool.training.losses import LabelSmoothingCrossEntropy
     from covpool.training.optimizers import build_optimizer
@@ -62,7 +62,7 @@ def training_model(
     from covpool.training.step import apply_amp_level
 
     network = create_model(name, pooling=pooling, num_classes=classes, **options)
-    apply_cpu_kernels(network, cpu_kernels)
+    apply_cpu_kernels(network, find_kernels(cpu_kernels))
     rates = np.full(100_000, RATE, np.float32)
     optimizer = build_optimizer(
         list(network.trainable_params()),

@@ -76,7 +76,7 @@ def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, boo
     import mindspore as ms
     from mindspore import nn
 
-    from covpool.kernels import apply_cpu_kernels
+    from covpool.kernels import apply_cpu_kernels, find_kernels
     from covpool.pooling import create_pooling
 
     ms.set_context(mode=ms.GRAPH_MODE, runtime_num_threads=threads)
@@ -87,7 +87,7 @@ def mindspore_runner(threads: int, kernels: str) -> Callable[[str, int, int, boo
             one, empty = ms.Tensor(np.zeros(1, np.float32)), nn.ReLU()
             return lambda: (empty(one),)
         cell = create_pooling(name, d).set_train(training)
-        apply_cpu_kernels(cell, kernels, threads)
+        apply_cpu_kernels(cell, find_kernels(kernels), threads)
         if name == "dropcov":
             cell.conv.weight.set_data(ms.Tensor(np.array([[[0.3, -0.2, 0.5]]], np.float32)))
         features, weights = ms.Tensor(x), ms.Tensor(g[:, : cell.out_features].astype(np.float32))

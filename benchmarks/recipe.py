@@ -60,7 +60,7 @@ def step_worker(connection: Any, size: int, batch: int, part: Mapping[str, Any])
     """Answer 'step' by the seconds of a training step."""
     import mindspore as ms
 
-    from covpool.build import batch_mixing, build_model
+    from covpool.build import batch_mixing, build_model, cpu_kernels
     from covpool.runtime.distributed import World, set_context
     from covpool.training.recipe import recipe_optimizer, recipe_rates
     from covpool.training.step import build_step
@@ -70,7 +70,7 @@ def step_worker(connection: Any, size: int, batch: int, part: Mapping[str, Any])
     config, world, random = configured(size, batch, part), World(), np.random.default_rng(0)
     network = build_model(config, world)
     optimizer = recipe_optimizer(config, network, recipe_rates(config, 10, batch))
-    step = build_step(config, network, optimizer, world).train_network.set_train()
+    step = build_step(config, network, optimizer, world, kernels=cpu_kernels(config)).train_network.set_train()
     inputs = [
         ms.Tensor(random.standard_normal((batch, 3, size, size), np.float32)),
         ms.Tensor(random.integers(0, CLASSES, batch).astype(np.int32)),

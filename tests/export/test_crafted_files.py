@@ -17,8 +17,8 @@ from onnx import helper
 from covpool.errors import UserError
 from covpool.export import FORMATS, open_exported
 from covpool.export.contents import seal
-from covpool.export.folding import fold_batch_norm
 from covpool.export.mindir import write_mindir
+from covpool.models.folding import fold_batch_norm
 from tests.export.conftest import tiny
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")

@@ -9,7 +9,7 @@ import torch
 from mindspore import nn
 
 from covpool.errors import UserError
-from covpool.export import fold_batch_norm
+from covpool.models import fold_batch_norm
 from covpool.pooling import list_poolings
 from tests.export.conftest import lively, small, tiny
 

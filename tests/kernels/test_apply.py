@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from covpool.kernels import apply_cpu_kernels
+from covpool.errors import UserError
+from covpool.kernels import apply_cpu_kernels, find_kernels
 from covpool.models import create_model
 from covpool.training.optimizers import build_optimizer
 
@@ -23,7 +24,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
 def train(choice: str) -> tuple[list[float], nn.Cell]:
     ms.set_seed(0)
     network = create_model("resnet10", pooling="gcp", reduction_dim=32, num_classes=4, stem="small", base_width=32)
-    apply_cpu_kernels(network, choice)
+    apply_cpu_kernels(network, find_kernels(choice))
     optimizer = build_optimizer(list(network.trainable_params()), np.full(3, 0.05, np.float32))
     step = nn.TrainOneStepCell(nn.WithLossCell(network, nn.CrossEntropyLoss()), optimizer)
     step.set_train()
@@ -44,21 +45,34 @@ def test_trains_alike(cache: None, graph_mode: None) -> None:
 def test_what_is_replaced(cache: None) -> None:
     network = create_model("resnet18", pooling="dropcov", reduction_dim=32, num_classes=4, base_width=32)
     before = [p.name for p in network.get_parameters()]
-    assert apply_cpu_kernels(network, "mindspore") == 0
-    assert apply_cpu_kernels(network, "compiled") == 1 + 14 + 21 + 2  # the first, 3x3 of stride 1, norms, pooling
+    assert apply_cpu_kernels(network, None) == 0
+    # The first, 3x3 of stride 1, norms, pooling.
+    assert apply_cpu_kernels(network, find_kernels("compiled")) == 1 + 14 + 21 + 2
     assert [p.name for p in network.get_parameters()] == before
-    assert apply_cpu_kernels(network, "compiled") == 0  # nothing is left to replace
+    assert apply_cpu_kernels(network, find_kernels("compiled")) == 0  # nothing is left to replace
 
 
 @pytest.mark.parametrize(("name", "depthwise", "norms"), [("mobilenet_v2_100", 17, 52), ("shufflenet_v2_x1_0", 19, 56)])
 def test_depthwise_convolutions_are_replaced(cache: None, name: str, depthwise: int, norms: int) -> None:
     network = create_model(name, pooling="gap", num_classes=4)
     before = [p.name for p in network.get_parameters()]
-    assert apply_cpu_kernels(network, "compiled") == depthwise + norms
+    assert apply_cpu_kernels(network, find_kernels("compiled")) == depthwise + norms
     assert [p.name for p in network.get_parameters()] == before
     assert not [c for _, c in network.cells_and_names() if isinstance(c, nn.Conv2d) and c.group > 1]
 
 
 def test_unknown_choice() -> None:
-    with pytest.raises(ValueError, match="mindspore, compiled, not 'fast'"):
-        apply_cpu_kernels(nn.SequentialCell(), "fast")
+    with pytest.raises(ValueError, match="auto, compiled, mindspore, not 'fast'"):
+        find_kernels("fast")
+
+
+def test_without_a_compiler_auto_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert find_kernels("auto") is None
+    assert "MindSpore's own CPU kernels are used" in caplog.text and "'no-such-compiler' does not run" in caplog.text
+    with pytest.raises(UserError, match="need a C\\+\\+ compiler"):
+        find_kernels("compiled")
+
+
+def test_auto_is_compiled(cache: None) -> None:
+    assert find_kernels("auto") == find_kernels("compiled") is not None

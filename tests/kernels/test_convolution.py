@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import mindspore as ms
@@ -10,6 +11,7 @@ import pytest
 import torch
 from mindspore import nn
 
+from covpool.kernels.apply import apply_cpu_kernels
 from covpool.kernels.cells import CompiledConv2d, stem_operator, takes_stem, takes_winograd, winograd_operator
 from covpool.kernels.library import set_threads
 from covpool.models.classifier import convolution
@@ -82,6 +84,28 @@ def test_runs_are_bit_identical_and_threads_share_the_work(
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("channels", "out", "size", "stride"), [(32, 64, 3, 1), (3, 16, 7, 2), (5, 5, 3, 1), (5, 5, 3, 2)]
+)
+def test_a_bias_is_added(library: Path, graph_mode: None, channels: int, out: int, size: int, stride: int) -> None:
+    depthwise = channels == out
+    plain = convolution(channels, out, size, stride, channels if depthwise else 1)
+    biased = copy.deepcopy(plain)
+    biased.has_bias, biased.bias = True, ms.Parameter(ms.Tensor(np.arange(out, dtype=np.float32)), name="bias")
+    x = ms.Tensor(np.random.default_rng(0).standard_normal((2, channels, 19, 34)).astype(np.float32))
+    pair = [nn.SequentialCell([conv]) for conv in (plain, biased)]
+    assert [apply_cpu_kernels(cell, library) for cell in pair] == [1, 1]
+    np.testing.assert_allclose(
+        pair[1](x).asnumpy(), pair[0](x).asnumpy() + np.arange(out)[:, None, None], rtol=1e-5, atol=1e-5
+    )
+
+    def half_square(x: ms.Tensor) -> ms.Tensor:
+        return pair[1](x).square().sum() / 2
+
+    (gradient,) = ms.grad(half_square, None, [biased.bias])(x)
+    np.testing.assert_allclose(gradient.asnumpy(), pair[1](x).asnumpy().sum((0, 2, 3)), rtol=1e-4)
+
+
 def test_gradient_by_differences(library: Path, graph_mode: None) -> None:
     """The weight gradient is that of the operator itself, not only of a convolution like it."""
     x, weight, dy = draw(1, 32, 32, 5, 4)
@@ -112,7 +136,7 @@ def test_other_types_are_refused(library: Path, graph_mode: None, dtype: ms.Type
         (convolution(3, 64, 3), False),
         (convolution(32, 48, 3), False),
         (convolution(32, 32, 3, groups=32), False),
-        (nn.Conv2d(32, 32, 3, pad_mode="pad", padding=1, has_bias=True), False),
+        (nn.Conv2d(32, 32, 3, pad_mode="pad", padding=1, has_bias=True), True),
         (nn.Conv2d(32, 32, 3, pad_mode="pad", padding=2, dilation=2), False),
         (nn.Conv2d(32, 32, 3, pad_mode="valid"), False),
     ],

@@ -136,7 +136,7 @@ def test_float16_is_refused(library: Path, graph_mode: None) -> None:
         (convolution(32, 64, 3, groups=32), False),
         (convolution(1, 1, 3), False),
         (nn.Conv2d(32, 32, 3, (1, 2), group=32, pad_mode="pad", padding=1), False),
-        (nn.Conv2d(32, 32, 3, group=32, pad_mode="pad", padding=1, has_bias=True), False),
+        (nn.Conv2d(32, 32, 3, group=32, pad_mode="pad", padding=1, has_bias=True), True),
         (nn.Conv2d(32, 32, 3, group=32, pad_mode="same"), False),
     ],
 )

@@ -133,7 +133,7 @@ def test_what_a_killed_compilation_left_is_removed(compiler: Path, tmp_path: Pat
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and 'no-such-compiler' does not run"):
+    with pytest.raises(UserError, match=r"need a C\+\+ compiler, and 'no-such-compiler' does not run"):
         compile_kernels(tmp_path)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from covpool.kernels import apply_cpu_kernels
+from covpool.kernels import apply_cpu_kernels, find_kernels
 from covpool.pooling import create_pooling, list_poolings
 from tests.pooling import reference
 from tests.pooling.reference import GRADIENT_TOLERANCE, REFERENCES, VALUE_TOLERANCE, Weighted, features
@@ -74,7 +74,7 @@ def compiled(name: str, runtime: str) -> Tuple[nn.Cell, Callable]:
     cell = create_pooling(name, CHANNELS).set_train()
     network = Weighted(cell)
     if "compiled" in runtime:
-        apply_cpu_kernels(network, "compiled")
+        apply_cpu_kernels(network, find_kernels("compiled"))
     weights = ms.ParameterTuple(network.trainable_params())
     return cell, ms.value_and_grad(network, 0, weights if len(weights) else None, has_aux=True)
 

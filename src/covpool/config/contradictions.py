@@ -78,10 +78,10 @@ def contradictions(config: Any) -> list[str]:
     of_others = {"betas": config.betas is not None, "eps": config.eps is not None}
     for key in [key for key, given in without.get(config.optimizer, of_others).items() if given]:
         found.append(f"{key} = {plain(getattr(config, key))}: optimizer = {config.optimizer} has none")
-    if config.cpu_kernels != "mindspore" and (config.device_target != "CPU" or config.amp_level != "O0"):
-        found.append(f"cpu_kernels = {config.cpu_kernels}: needs device_target = CPU and amp_level = O0")
-    if config.recompute and (config.mode_name != "GRAPH" or config.cpu_kernels != "mindspore"):
-        found.append("recompute = True: needs mode_name = GRAPH and cpu_kernels = mindspore")
+    if config.cpu_kernels == "compiled" and (config.device_target != "CPU" or config.amp_level != "O0"):
+        found.append("cpu_kernels = compiled: needs device_target = CPU and amp_level = O0")
+    if config.recompute and (config.mode_name != "GRAPH" or config.cpu_kernels == "compiled"):
+        found.append("recompute = True: needs mode_name = GRAPH and not cpu_kernels = compiled")
     if config.accumulate_steps > 1 and (config.amp_level != "O0" or config.enable_sink):
         key = "enable_sink = True" if config.enable_sink else f"amp_level = {config.amp_level}"
         found.append(f"accumulate_steps = {config.accumulate_steps}: not with {key}")

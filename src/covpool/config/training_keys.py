@@ -70,10 +70,10 @@ class TrainingKeys:
     )
     loss_scale: float = key(1024.0, "Loss scale of mixed precision; none is applied at amp_level O0.", "0 < x <= 1e38")
     cpu_kernels: str = key(
-        "mindspore",
-        "Kernels of a training on CPU in float32: MindSpore's, or compiled for the faster ones of this project, which "
-        "need a C++ compiler (g++, or the one named in CXX).",
-        choices=("mindspore", "compiled"),
+        "auto",
+        "Kernels of training and evaluation on CPU in float32: MindSpore's, or compiled for the faster ones of this "
+        "project, which need a C++ compiler (g++, or the one named in CXX); auto takes these where they can be.",
+        choices=("auto", "compiled", "mindspore"),
     )
     seed: int = key(1, "Seed of initialisation, shuffling, augmentation and dropout.", "0 <= x <= 4294967295")
     log_interval: int = key(100, "Steps between two lines of the log.", "x >= 1")

@@ -9,7 +9,15 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from covpool.build import architecture, build_dataset, build_model, build_source, image_transform, with_checkpoint
+from covpool.build import (
+    architecture,
+    build_dataset,
+    build_model,
+    build_source,
+    for_evaluation,
+    image_transform,
+    with_checkpoint,
+)
 from covpool.checkpoints.format import load_network, other_classes, read_checkpoint
 from covpool.config import Config
 from covpool.data.decoding import printable
@@ -66,7 +74,8 @@ def evaluate_checkpoint(
     shown = world.is_main and shows_bar(config.progress)
     batches = progress_bar(pace, total, "evaluation", "batch", shown=shown)
     batches = (stop or StopRequest()).between(batches, "before the result")
-    result = evaluate(network, batches, config.num_classes, config.batch_size, world)
+    computed = for_evaluation(config, network, world)
+    result = evaluate(computed, batches, config.num_classes, config.batch_size, world)
     seconds = time.monotonic() - started
     values = {
         **result.to_dict(source.class_names),

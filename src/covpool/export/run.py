@@ -17,9 +17,9 @@ from covpool.config import Config
 from covpool.data import ImageTransform, Source, create_dataset, open_source
 from covpool.errors import UserError, first_line
 from covpool.evaluation import numpy_batches
-from covpool.export.folding import fold_batch_norm
 from covpool.export.mindir import MindIRModel, write_mindir
 from covpool.export.onnx_file import OnnxModel, write_onnx
+from covpool.models import fold_batch_norm
 from covpool.runtime.distributed import exact_convolutions
 from covpool.runtime.files import os_errors_as, whole_file
 from covpool.runtime.signals import StopRequest

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mindspore import nn
 
+from covpool.errors import UserError
 from covpool.kernels.cells import (
     CompiledAffine,
     CompiledBatchNorm2d,
@@ -28,27 +29,48 @@ from covpool.pooling.element_wise import Affine, SignedRootL2
 
 logger = logging.getLogger(__name__)
 
-CPU_KERNELS = ("mindspore", "compiled")
+CPU_KERNELS = ("auto", "compiled", "mindspore")
 
 
-def apply_cpu_kernels(network: nn.Cell, choice: str, threads: int | None = None) -> int:
-    """Let a network that is trained on CPU in float32 use other kernels, in place; the number of cells replaced.
-
-    Parameters, their names and their order stay; results differ by rounding. The network that is exported is another
-    one: the operators are files of this machine.
+def find_kernels(choice: str) -> Path | None:
+    """The library of compiled kernels, for :func:`apply_cpu_kernels`; None for MindSpore's own.
 
     Args:
-        network: Any network.
-        choice: 'mindspore' to leave it alone, or 'compiled' for the kernels of this package: 3x3 convolutions of stride
-            1 with multiples of 32 channels, depthwise ones of stride 1 and 2, a 7x7 convolution of images, batch
-            normalisation in training, centring and triangle of a covariance, its signed root, scale and shift.
-        threads: Threads of the compiled kernels, in the whole process; None for those of a process that trains alone.
+        choice: 'compiled'; 'mindspore'; or 'auto' for 'compiled' where a compiler makes them, else, with a warning,
+            'mindspore'.
+
+    Raises:
+        UserError: 'compiled', and they cannot be made.
     """
     if choice not in CPU_KERNELS:
         raise ValueError(f"CPU kernels must be one of {', '.join(CPU_KERNELS)}, not {choice!r}")
     if choice == "mindspore":
+        return None
+    try:
+        return compile_kernels()
+    except UserError as error:
+        if choice == "compiled":
+            raise
+        logger.warning("MindSpore's own CPU kernels are used, which take up to twice as long: %s", error)
+        return None
+
+
+def apply_cpu_kernels(network: nn.Cell, library: Path | None, threads: int | None = None) -> int:
+    """Let a network that computes on CPU in float32 use compiled kernels, in place; the number of cells replaced.
+
+    They compute 3x3 convolutions of stride 1 with multiples of 32 channels, depthwise ones of stride 1 and 2, a 7x7
+    convolution of images, batch normalisation in training, centring and triangle of a covariance, its signed root,
+    scale and shift. Parameters, their names and their order stay; results differ by rounding. A network that is to be
+    exported must not have them: they are a file of this machine.
+
+    Args:
+        network: Any network.
+        library: What :func:`find_kernels` gives; None leaves the network alone.
+        threads: Threads of the compiled kernels, in the whole process; None for those of a process that runs alone.
+    """
+    if library is None:
         return 0
-    library, threads = compile_kernels(), threads or threads_of_process()
+    threads = threads or threads_of_process()
     set_threads(library, threads)
     count = _replace(network, library)
     logger.info("compiled CPU kernels in %d cells, %d thread%s", count, threads, "" if threads == 1 else "s")
@@ -74,11 +96,11 @@ def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
     """What stands for a cell; None for itself."""
     if isinstance(cell, nn.Conv2d):
         if takes_winograd(cell):
-            return CompiledConv2d(cell, winograd_operator(library))
+            return CompiledConv2d(cell, winograd_operator(library, cell.has_bias))
         if takes_stem(cell):
-            return CompiledConv2d(cell, stem_operator(library, cell.out_channels))
+            return CompiledConv2d(cell, stem_operator(library, cell.out_channels, cell.has_bias))
         if takes_depthwise(cell):
-            return CompiledConv2d(cell, depthwise_operator(library, cell.stride[0]))
+            return CompiledConv2d(cell, depthwise_operator(library, cell.stride[0], cell.has_bias))
     if isinstance(cell, nn.BatchNorm2d):
         return CompiledBatchNorm2d(cell, batch_norm_operator(library))
     if type(cell) is Centre:

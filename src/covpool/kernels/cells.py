@@ -18,22 +18,26 @@ _WIDTH = 32  # channels come in pairs of vectors of 16
 _STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
 
 
-def winograd_operator(library: Path) -> ops.Custom:
+def winograd_operator(library: Path, biased: bool = False) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (O, C, 3, 3)) -> (N, O, H, W), stride 1 and padding 1, with its gradient.
 
     Minimal filtering (Lavin and Gray, CVPR 2016): a 4x4 tile gives 2x2 outputs by 16 products instead of 36. Both
     gradients are the exact adjoint, by as many. Rounding is that of a direct convolution in float32 (tests/kernels).
+    A third input, with ``biased``, is added to the channels, here and in the operators below.
     """
     data_gradient = custom(library, "winograd_data_gradient", lambda dy, weight: (dy[0], weight[1], dy[2], dy[3]))
     weight_gradient = custom(library, "winograd_weight_gradient", lambda x, dy: (dy[1], x[1], 3, 3))
 
-    def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    def gradients(x: ms.Tensor, weight: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         return data_gradient(dout, weight), weight_gradient(x, dout)
 
-    return custom(library, "winograd_forward", lambda x, weight: (x[0], weight[0], x[2], x[3]), bprop=bprop)
+    def shape(x: tuple[int, ...], weight: tuple[int, ...], *_: Any) -> tuple[int, ...]:
+        return x[0], weight[0], x[2], x[3]
+
+    return _convolution(library, "winograd_forward", shape, gradients, biased)
 
 
-def stem_operator(library: Path, out_channels: int) -> ops.Custom:
+def stem_operator(library: Path, out_channels: int, biased: bool = False) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (O, C, 7, 7)) -> (N, O, H', W'), stride 2 and padding 3, with its gradient.
 
     The gradient with respect to x, which no training needs, is MindSpore's; in graph mode it costs nothing if unused.
@@ -41,16 +45,16 @@ def stem_operator(library: Path, out_channels: int) -> ops.Custom:
     data_gradient = ops.Conv2DTranspose(out_channels, 7, pad_mode="pad", pad=3, stride=2)
     weight_gradient = custom(library, "stem_weight_gradient", lambda x, dy: (dy[1], x[1], 7, 7))
 
-    def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    def gradients(x: ms.Tensor, weight: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         return data_gradient(dout, weight, ops.shape(x)), weight_gradient(x, dout)
 
-    def shape(x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(x: tuple[int, ...], weight: tuple[int, ...], *_: Any) -> tuple[int, ...]:
         return x[0], weight[0], (x[2] + 1) // 2, (x[3] + 1) // 2
 
-    return custom(library, "stem_forward", shape, bprop=bprop)
+    return _convolution(library, "stem_forward", shape, gradients, biased)
 
 
-def depthwise_operator(library: Path, stride: int) -> ops.Custom:
+def depthwise_operator(library: Path, stride: int, biased: bool = False) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (C, 1, 3, 3)) -> (N, C, H', W'), a kernel for each channel, padding 1.
 
     The stride is 1 or 2. One more operator is its gradient with respect to both.
@@ -59,16 +63,27 @@ def depthwise_operator(library: Path, stride: int) -> ops.Custom:
     def like_inputs(x: Any, weight: Any, dy: Any) -> Any:
         return x, weight
 
-    gradient = custom(library, "depthwise_gradient", like_inputs, like_inputs)
+    gradients = custom(library, "depthwise_gradient", like_inputs, like_inputs)
 
-    def bprop(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        return gradient(x, weight, dout)
-
-    def shape(x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(x: tuple[int, ...], weight: tuple[int, ...], *_: Any) -> tuple[int, ...]:
         return x[0], x[1], (x[2] - 1) // stride + 1, (x[3] - 1) // stride + 1
 
     # MindSpore keeps shapes of results by names of operators and shapes of inputs.
-    return custom(library, "depthwise_forward" if stride == 1 else "depthwise_strided_forward", shape, bprop=bprop)
+    name = "depthwise_forward" if stride == 1 else "depthwise_strided_forward"
+    return _convolution(library, name, shape, gradients, biased)
+
+
+def _convolution(library: Path, name: str, shape: Any, gradients: Any, biased: bool) -> ops.Custom:
+    """The operator of a convolution; ``gradients`` are those of x and the weight, from both and that of the output."""
+
+    def plain(x: ms.Tensor, weight: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Any:
+        return gradients(x, weight, dout)
+
+    def with_bias(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, dout: ms.Tensor) -> Any:
+        dx, dweight = gradients(x, weight, dout)
+        return dx, dweight, dout.sum((0, 2, 3))
+
+    return custom(library, name, shape, bprop=with_bias if biased else plain)
 
 
 def takes_winograd(convolution: nn.Conv2d) -> bool:
@@ -97,7 +112,7 @@ def takes_depthwise(convolution: nn.Conv2d) -> bool:
 
 
 def _is_plain(convolution: nn.Conv2d, kernel_size: int, stride: int, groups: int = 1) -> bool:
-    """Whether all but the channels is as expected: float32, padded by half the kernel, no bias."""
+    """Whether all but the channels is as expected: float32, padded by half the kernel."""
     return (
         convolution.kernel_size == (kernel_size, kernel_size)
         and convolution.stride == (stride, stride)
@@ -105,7 +120,6 @@ def _is_plain(convolution: nn.Conv2d, kernel_size: int, stride: int, groups: int
         and convolution.group == groups
         and convolution.pad_mode == "pad"
         and convolution.padding in (kernel_size // 2, (kernel_size // 2,) * 4)
-        and not convolution.has_bias
         and convolution.weight.dtype == ms.float32
     )
 
@@ -116,10 +130,11 @@ class CompiledConv2d(nn.Cell):
     def __init__(self, convolution: nn.Conv2d, operator: ops.Custom) -> None:
         super().__init__(auto_prefix=False)  # the weight keeps its name
         self.weight = convolution.weight
+        self.bias = convolution.bias if convolution.has_bias else None
         self.operator = operator
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.operator(x, self.weight)
+        return self.operator(x, self.weight) if self.bias is None else self.operator(x, self.weight, self.bias)
 
 
 def batch_norm_operator(library: Path) -> ops.Custom:

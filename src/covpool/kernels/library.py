@@ -57,7 +57,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f"cpu_kernels=compiled needs a C++ compiler, and {compiler!r} does not run ({error}); "
+            f"the compiled kernels need a C++ compiler, and {compiler!r} does not run ({error}); "
             "install g++, name another compiler in CXX, or use cpu_kernels=mindspore",
             2,
         ) from error
@@ -74,6 +74,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
         if library.is_fifo() or library.is_socket():  # the folder is this user's own: nobody needs it there
             library.unlink()
         with whole_file(library) as made:
+            logger.info("compiling the CPU kernels, once on this machine")
             command = [compiler, *_FLAGS, *map(str, sources), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, check=False)
             if done.returncode:
@@ -82,7 +83,6 @@ def compile_kernels(folder: Path | None = None) -> Path:
             content = made.read_bytes()
             made.write_bytes(content + hashlib.sha256(content).digest())  # the loader passes over what follows
         library.chmod(0o644)
-    logger.info("compiled the CPU kernels: %s", library)
     return library
 
 

@@ -5,6 +5,7 @@ from covpool.models import deit, dropcov_transformers, mobilenet_v2, resnet, shu
 from covpool.models.blocks import recompute
 from covpool.models.classifier import ImageClassifier
 from covpool.models.features import FeatureInfo, Stage
+from covpool.models.folding import fold_batch_norm
 from covpool.models.freezing import freeze, freeze_parts
 from covpool.models.registry import create_model, list_models, model_arguments, register_model
 
@@ -13,6 +14,7 @@ __all__ = [
     "ImageClassifier",
     "Stage",
     "create_model",
+    "fold_batch_norm",
     "freeze",
     "freeze_parts",
     "list_models",

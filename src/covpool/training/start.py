@@ -16,6 +16,7 @@ from covpool.build import (
     batch_mixing,
     build_model,
     build_source,
+    cpu_kernels,
     description,
     image_transform,
     resolve_class_num,
@@ -28,6 +29,7 @@ from covpool.checkpoints.state import Progress, TrainingState, place
 from covpool.checkpoints.store import CheckpointStore
 from covpool.config import Config
 from covpool.data import Source, steps_per_epoch
+from covpool.data.decoding import printable
 from covpool.errors import UserError
 from covpool.runtime.distributed import World
 from covpool.training.logs import Events, LogFile
@@ -99,13 +101,32 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
             "this recipe is for pre-trained weights (--pre_trained=FILE), and there are none: for a training from "
             "scratch take config/own_images.yaml"
         )
-    state = replace(state, about=description(config, train))
+    kernels = cpu_kernels(config)
+    about = description(config, train)
+    if config.device_target == "CPU":
+        about["cpu_kernels"] = kernels.stem if kernels else "mindspore"
+        if resumed is not None:
+            _tell_other_kernels(resumed, about["cpu_kernels"])
+    state = replace(state, about=about)
     # Of mixed images there is no right answer.
     counted = CountedLoss(recipe_loss(config)) if batch_mixing(config) is None else None
-    model = build_step(config, network, optimizer, world, load_teacher(config, train), counted)
+    model = build_step(config, network, optimizer, world, load_teacher(config, train), counted, kernels)
     plan = Plan(config.epoch_size, steps, rates, batch * world.size, config.log_interval, world.size)
     hits = None if counted is None else counted.hits
     return Training(config, world, folder, train, val, plan, state, model, hits, start, resumed, bad_images)
+
+
+def _tell_other_kernels(checkpoint: Checkpoint, now: str) -> None:
+    """Say so where a training goes on with other kernels than before: its results then differ by rounding."""
+    before = checkpoint.about.get("cpu_kernels", now)
+    if before != now:
+        logger.warning(
+            "%s was trained with other CPU kernels (%s, here %s): from here on results differ from those of an "
+            "uninterrupted training, by rounding",
+            checkpoint.path,
+            printable(str(before)),
+            now,
+        )
 
 
 def load_teacher(config: Config, source: Source) -> Teacher | None:

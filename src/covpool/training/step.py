@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mindspore as ms
 from mindspore import amp, nn, ops
 from mindspore.train import Model
@@ -25,8 +27,11 @@ def build_step(
     world: World,
     teacher: Teacher | None = None,
     loss: nn.Cell | None = None,
+    kernels: Path | None = None,
 ) -> Model:
     """Put network, loss and optimiser together as the device needs it: forward, backward, mean over ranks, update.
+
+    ``kernels`` is the library of compiled kernels for CPU, None for MindSpore's own.
 
     Cells of the network, (N, C, H, W) -> logits (N, K), are replaced by faster or less precise ones. Their parameters
     stay the same objects, but are found under other names: load checkpoints before. A UserError says what the device
@@ -36,9 +41,9 @@ def build_step(
     if config.enable_sink and on_cpu:
         raise UserError("enable_sink=True needs a GPU or Ascend: MindSpore has no data sink on CPU", 2)
     scale = loss_scale_manager(config.amp_level, config.loss_scale_mode, config.loss_scale, config.device_target)
-    apply_cpu_kernels(network, config.cpu_kernels, threads_of_process(world.local_size))
+    apply_cpu_kernels(network, kernels, threads_of_process(world.local_size))
     if teacher is not None:
-        apply_cpu_kernels(teacher, config.cpu_kernels, threads_of_process(world.local_size))
+        apply_cpu_kernels(teacher, kernels, threads_of_process(world.local_size))
     if world.size > 1 and not on_cpu:  # on CPU nothing overlaps: fewer, larger reductions were slower
         fuse_reductions(list(network.trainable_params()))
     model = Model(

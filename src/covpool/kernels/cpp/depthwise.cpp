@@ -110,12 +110,13 @@ void split(const Maps &s, const float *x, float *to, int64_t apart) {
 // One map of the output. For each row of the kernel, what its middle column and its right one meet at place 0; its left
 // column meets what lies before that, by one place of x.
 template <int kStride>
-void convolve(const Maps &s, const float *const middle[3], const float *const right[3], const float *kernel, float *y) {
+void convolve(const Maps &s, const float *const middle[3], const float *const right[3], const float *kernel,
+              float bias, float *y) {
   const Taps w(kernel);
   constexpr int kBack = kStride == 1 ? 2 : 1;
   const int64_t step = L % s.columns;
   for (int64_t p = 0, column = 0; p < s.out(); p += L) {
-    Vec sums[3] = {};
+    Vec sums[3] = {{}, Vec{} + bias, {}};
 #pragma GCC unroll 3
     for (int k = 0; k < 3; ++k) {
       sums[0] += load(right[k] + p - kBack) * w[3 * k];
@@ -134,7 +135,7 @@ void convolve(const Maps &s, const float *const middle[3], const float *const ri
   }
 }
 
-void forward(const Maps &s, const float *x, const float *w, float *y) {
+void forward(const Maps &s, const float *x, const float *w, const float *bias, float *y) {
   const int64_t maps = s.n * s.c, block = s.maps_of_block(), border = s.border(), apart = border + s.out();
   share((maps + block - 1) / block, maps * s.in(), [&](int64_t b, int thread) {
     float *scratch = g_maps[thread].get(4 * apart + border);
@@ -142,17 +143,18 @@ void forward(const Maps &s, const float *x, const float *w, float *y) {
     for (int64_t i = b * block; i < std::min((b + 1) * block, maps); ++i) {
       const float *from = x + i * s.in(), *kernel = w + i % s.c * kTaps;
       float *to = y + i * s.out();
+      const float b = bias ? bias[i % s.c] : 0.0f;
       if (i + 1 < maps) prefetch(from + s.in(), s.in()), prefetch(to + s.out(), s.out());
       if (s.is_strided()) {
         float *even = scratch + border, *odd = even + 2 * apart;  // rows
         split(s, from, even, apart);
         const float *middle[3] = {odd - s.columns, even, odd};
         const float *right[3] = {middle[0] + apart, middle[1] + apart, middle[2] + apart};
-        convolve<2>(s, middle, right, kernel, to);
+        convolve<2>(s, middle, right, kernel, b, to);
       } else {
         const float *map = bordered(from, s.in(), border, scratch);
         const float *middle[3] = {map - s.w, map, map + s.w}, *right[3] = {map - s.w + 1, map + 1, map + s.w + 1};
-        convolve<1>(s, middle, right, kernel, to);
+        convolve<1>(s, middle, right, kernel, b, to);
       }
     }
   });
@@ -269,7 +271,7 @@ void backward(const Maps &s, const float *x, const float *w, const float *dy, fl
 KERNEL(depthwise_forward) {
   if (!all_float32(count, types)) return 1;
   std::lock_guard<std::mutex> lock(g_running);
-  forward(Maps(shapes[0], shapes[2]), p[0], p[1], p[2]);
+  forward(Maps(shapes[0], shapes[count - 1]), p[0], p[1], count == 4 ? p[2] : nullptr, p[count - 1]);
   return 0;
 }
 

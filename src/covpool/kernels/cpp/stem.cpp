@@ -53,8 +53,11 @@ inline const float *tap_row(const Stem &s, const float *halves, int64_t c, int64
 }
 
 template <int V>
-void stem_row(const Stem &s, const float *halves, int64_t r, int64_t column, const float *weights, float *y) {
-  Vec sum[kOut][V] = {};
+void stem_row(const Stem &s, const float *halves, int64_t r, int64_t column, const float *weights,
+              const float *bias, float *y) {
+  Vec sum[kOut][V];
+  for (int o = 0; o < kOut; ++o)
+    for (int v = 0; v < V; ++v) sum[o][v] = Vec{} + (bias ? bias[o] : 0.0f);
   for (int64_t c = 0; c < s.c; ++c)
     for (int ky = 0; ky < kTaps; ++ky) {
       const float *row = tap_row(s, halves, c, r, ky) + column;
@@ -85,14 +88,14 @@ void stem_row(const Stem &s, const float *halves, int64_t r, int64_t column, con
 
 template <int V>
 void stem_row_of(int64_t vectors, const Stem &s, const float *halves, int64_t r, int64_t column, const float *weights,
-                 float *y) {
+                 const float *bias, float *y) {
   if constexpr (V > 0) {
-    if (vectors == V) return stem_row<V>(s, halves, r, column, weights, y);
-    stem_row_of<V - 1>(vectors, s, halves, r, column, weights, y);
+    if (vectors == V) return stem_row<V>(s, halves, r, column, weights, bias, y);
+    stem_row_of<V - 1>(vectors, s, halves, r, column, weights, bias, y);
   }
 }
 
-void stem_forward_pass(const Stem &s, const float *x, const float *w, float *y) {
+void stem_forward_pass(const Stem &s, const float *x, const float *w, const float *bias, float *y) {
   const int64_t taps = s.c * kTaps * kTaps;
   float *packed = g_stem_weights.get(s.o * taps);  // (o / 8, taps, 8)
   for (int64_t o = 0; o < s.o; ++o)
@@ -105,7 +108,7 @@ void stem_forward_pass(const Stem &s, const float *x, const float *w, float *y) 
       for (int64_t o = 0; o < s.o; o += kOut)
         for (int64_t column = 0; column < s.columns; column += kVectors * L) {
           const int64_t vectors = std::min<int64_t>(kVectors, (s.columns - column + L - 1) / L);
-          stem_row_of<kVectors>(vectors, s, halves, r, column, packed + o * taps,
+          stem_row_of<kVectors>(vectors, s, halves, r, column, packed + o * taps, bias ? bias + o : nullptr,
                                 y + ((g.image * s.o + o) * s.rows + g.first + r) * s.columns + column);
         }
   });
@@ -181,7 +184,7 @@ void stem_weight_pass(const Stem &s, const float *x, const float *dy, float *dw)
 KERNEL(stem_forward) {
   if (!all_float32(count, types)) return 1;
   std::lock_guard<std::mutex> lock(g_running);
-  stem_forward_pass(Stem(shapes[0], shapes[2]), p[0], p[1], p[2]);
+  stem_forward_pass(Stem(shapes[0], shapes[count - 1]), p[0], p[1], count == 4 ? p[2] : nullptr, p[count - 1]);
   return 0;
 }
 

@@ -95,7 +95,7 @@ int64_t rows_of_group(const Shape &s, int64_t wanted, int threads) {
 }
 
 // y (n, o, h, w) from x (n, c, h, w); with `turned` the data gradient, where x is dy and weights are (c, o, 3, 3).
-void convolve(const float *x, const Shape &in, const float *w, int64_t o, bool turned, float *y) {
+void convolve(const float *x, const Shape &in, const float *w, int64_t o, bool turned, const float *bias, float *y) {
   const int threads = g_threads;
   const Shape out{in.n, o, in.h, in.w};
   float *u = g_weights.get(16 * in.c * o);
@@ -109,7 +109,7 @@ void convolve(const float *x, const Shape &in, const float *w, int64_t o, bool t
     float *m = v + from.floats(), *scratch = m + to.floats();
     transform_input(x, in, g, from, v, scratch);
     for (int k = 0; k < 16; ++k) multiply(v + k * from.place, u + k * in.c * o, in.c, o, tiles, m + k * to.place);
-    transform_output(m, to, out, g, y, scratch);
+    transform_output(m, to, out, g, bias, y, scratch);
   });
 }
 
@@ -160,11 +160,11 @@ void weight_gradient(const float *x, const Shape &in, const float *dy, int64_t o
 
 }  // namespace
 
-// x (n, c, h, w), weights (o, c, 3, 3) -> y (n, o, h, w).
+// x (n, c, h, w), weights (o, c, 3, 3), bias (o,) or nothing -> y (n, o, h, w).
 KERNEL(winograd_forward) {
   if (!all_float32(count, types)) return 1;
   std::lock_guard<std::mutex> lock(g_running);
-  convolve(p[0], Shape(shapes[0]), p[1], shapes[1][0], false, p[2]);
+  convolve(p[0], Shape(shapes[0]), p[1], shapes[1][0], false, count == 4 ? p[2] : nullptr, p[count - 1]);
   return 0;
 }
 
@@ -172,7 +172,7 @@ KERNEL(winograd_forward) {
 KERNEL(winograd_data_gradient) {
   if (!all_float32(count, types)) return 1;
   std::lock_guard<std::mutex> lock(g_running);
-  convolve(p[0], Shape(shapes[0]), p[1], shapes[1][1], true, p[2]);
+  convolve(p[0], Shape(shapes[0]), p[1], shapes[1][1], true, nullptr, p[2]);
   return 0;
 }
 

@@ -58,10 +58,12 @@ static void transform_input(const float *x, const Shape &s, Group g, const Layou
     }
 }
 
-// A^T m A of every tile: 2x2 outputs.
-static void transform_output(const float *in, const Layout &from, const Shape &s, Group g, float *y, float *scratch) {
+// A^T m A of every tile: 2x2 outputs, plus a bias for each channel where there is one.
+static void transform_output(const float *in, const Layout &from, const Shape &s, Group g, const float *bias, float *y,
+                             float *scratch) {
   const int64_t columns = s.tile_columns();
-  for (int64_t panel = 0; panel < s.c / L; ++panel)
+  for (int64_t panel = 0; panel < s.c / L; ++panel) {
+    const Vec b = bias ? load(bias + panel * L) : Vec{};
     for (int64_t u = g.begin; u < g.end; ++u) {
       const int64_t image = u / s.tile_rows(), top = u % s.tile_rows() * 2;
       const int64_t rows = std::min<int64_t>(2, s.h - top);
@@ -75,12 +77,13 @@ static void transform_output(const float *in, const Layout &from, const Shape &s
         }
         for (int i = 0; i < rows; ++i) {
           float *p = scratch + (i * s.w + 2 * tile) * L;
-          store(p, t[i][0] + t[i][1] + t[i][2]);
-          if (2 * tile + 1 < s.w) store(p + L, t[i][1] - t[i][2] - t[i][3]);
+          store(p, t[i][0] + t[i][1] + t[i][2] + b);
+          if (2 * tile + 1 < s.w) store(p + L, t[i][1] - t[i][2] - t[i][3] + b);
         }
       }
       scatter_channels(scratch, s.h * s.w, rows * s.w, y + ((image * s.c + panel * L) * s.h + top) * s.w);
     }
+  }
 }
 
 // A d A^T of every 2x2 tile of dy: the adjoint of the output's transform.

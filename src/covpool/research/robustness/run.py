@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.build import architecture, build_dataset, build_model, image_transform, with_checkpoint
+from covpool.build import architecture, build_dataset, build_model, for_evaluation, image_transform, with_checkpoint
 from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data.image_folder import FolderSource, class_names
@@ -45,8 +45,9 @@ class _Job:
         self.config, self.world = with_checkpoint(config, checkpoint, world), world
         self.network = build_model(self.config)
         load_network(self.network, checkpoint)
+        self.computed = for_evaluation(self.config, self.network, world)
         self.in_checkpoint = checkpoint.about.get("class_names") or []
-        self.network.set_train(False)
+        self.computed.set_train(False)
         self.problem = ""  # the first set on which a logit is NaN or infinite
 
     def classes(self, folder: Path) -> list[str]:
@@ -125,7 +126,7 @@ def _corruptions(job: _Job) -> _Figures:
     errors: dict[str, dict[int, float]] = {}
     seen = 0
     for name, severity, folder in job.bar(parts, len(parts), "set"):
-        result = job.evaluate(folder_source(folder, names, f"{name} {severity}"), job.network)
+        result = job.evaluate(folder_source(folder, names, f"{name} {severity}"), job.computed)
         errors.setdefault(name, {})[severity] = 1 - result.top_1
         seen += result.num_samples
     figures = corruption_summary(errors)
@@ -138,8 +139,8 @@ def _some_classes(job: _Job) -> _Figures:
     names = job.classes(root)
     source = folder_source(root, names, job.config.robustness)
     present = np.unique(source.labels)
-    among = job.evaluate(source, _ClassSubset(job.network, present, job.config.num_classes))
-    over_all = job.evaluate(source, job.network)
+    among = job.evaluate(source, _ClassSubset(job.computed, present, job.config.num_classes))
+    over_all = job.evaluate(source, job.computed)
     figures = {
         "top_1_accuracy": among.top_1,
         "top_1_accuracy_all_classes": over_all.top_1,
@@ -178,7 +179,7 @@ def _logits(job: _Job, images: np.ndarray) -> np.ndarray:
     size = job.config.batch_size
     filled = np.zeros((-(-len(images) // size) * size, *images.shape[1:]), np.float32)
     filled[: len(images)] = images
-    parts = [job.network(ms.Tensor(part)).asnumpy() for part in np.split(filled, len(filled) // size)]
+    parts = [job.computed(ms.Tensor(part)).asnumpy() for part in np.split(filled, len(filled) // size)]
     return np.concatenate(parts)[: len(images)]
 
 

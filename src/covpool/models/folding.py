@@ -11,7 +11,7 @@ from mindspore import nn
 from covpool.errors import UserError
 
 
-def fold_batch_norm(network: nn.Cell) -> nn.Cell:
+def fold_batch_norm(network: nn.Cell, whole: bool = True) -> nn.Cell:
     """A copy of a network for evaluation whose batch normalisations are part of the convolutions beside them.
 
     With the running statistics, batch normalisation after a convolution is a convolution:
@@ -28,7 +28,8 @@ def fold_batch_norm(network: nn.Cell) -> nn.Cell:
     convolution directly after it: cells are defined in the order in which they are applied.
 
     Raises:
-        UserError: A normalisation that has no convolution beside it, or that uses the batch's own statistics.
+        UserError: A normalisation that has no convolution beside it, or that uses the batch's own statistics. Without
+            ``whole`` such ones stay as they are.
     """
     folded = copy.deepcopy(network)
     folded.set_train(False)
@@ -38,18 +39,21 @@ def fold_batch_norm(network: nn.Cell) -> nn.Cell:
         previous, children = None, list(parent.name_cells().items())
         for index, (name, cell) in enumerate(children):
             if isinstance(cell, nn.BatchNorm2d):
-                where = f"{path}.{name}".lstrip(".")
                 following = children[index + 1][1] if index + 1 < len(children) else None
                 before = isinstance(previous, nn.Conv2d) and previous.out_channels == cell.num_features
+                problem = ""
                 if not before and not _takes_scaled(following, cell.num_features):
-                    raise UserError(f"cannot fold {where}: no convolution of its width stands before it")
+                    problem = "no convolution of its width stands before it"
                 if cell.use_batch_statistics:
-                    raise UserError(f"cannot fold {where}: it uses the statistics of the batch in evaluation too")
-                _fold(previous if before else following, cell, before)
-                if isinstance(parent, nn.SequentialCell):
-                    parent[index] = nn.Identity()
-                else:
-                    setattr(parent, name, nn.Identity())
+                    problem = "it uses the statistics of the batch in evaluation too"
+                if problem and whole:
+                    raise UserError(f"cannot fold {f'{path}.{name}'.lstrip('.')}: {problem}")
+                if not problem:
+                    _fold(previous if before else following, cell, before)
+                    if isinstance(parent, nn.SequentialCell):
+                        parent[index] = nn.Identity()
+                    else:
+                        setattr(parent, name, nn.Identity())
             previous = cell
     return folded
 
