@@ -60,7 +60,8 @@ def step_worker(connection: Any, size: int, batch: int, part: Mapping[str, Any])
     """Answer 'step' by the seconds of a training step."""
     import mindspore as ms
 
-    from covpool.build import batch_mixing, build_model, cpu_kernels
+    from covpool.build import batch_mixing, build_model
+    from covpool.kernels import cpu_kernels
     from covpool.runtime.distributed import World, set_context
     from covpool.training.recipe import recipe_optimizer, recipe_rates
     from covpool.training.step import build_step

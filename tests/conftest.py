@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         prepare_environment(device)
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
+    os.environ["MS_COMPILER_CACHE_ENABLE"] = "0"  # graphs of tests, which belong to their sources, are not kept
     if device != "CPU":
         from covpool.runtime.distributed import exact_convolutions, set_context
 

@@ -26,8 +26,7 @@ from covpool.data import (
     usable,
 )
 from covpool.errors import ConfigError, UserError
-from covpool.kernels import apply_cpu_kernels, find_kernels, threads_of_process
-from covpool.models import ImageClassifier, create_model, fold_batch_norm, freeze_parts, model_arguments, recompute
+from covpool.models import ImageClassifier, create_model, freeze_parts, model_arguments, recompute
 from covpool.pooling import list_poolings
 from covpool.pooling.counter_random import CounterUniform
 from covpool.runtime.distributed import World
@@ -41,25 +40,6 @@ TRANSFORM = ("eval_image_size", "eval_crop_ratio", "interpolation", "mean", "std
 _LAYERS = ("in_channels", "stem", "base_width")
 _DROPOUT_SEED_STRIDE = 1_000_003  # keeps the dropout streams of neighbouring seeds and ranks apart
 _GENERATOR_STRIDE = 2**52  # and those of one network: above any seed times the stride
-
-
-def cpu_kernels(config: Config) -> Path | None:
-    """The compiled kernels that a configuration computes with; None for those of MindSpore or of another device."""
-    possible = config.device_target == "CPU" and config.amp_level == "O0" and not config.recompute
-    return find_kernels(config.cpu_kernels) if possible else None
-
-
-def for_evaluation(config: Config, network: nn.Cell, world: World) -> nn.Cell:
-    """What evaluates a network: with compiled kernels a copy of it, batch normalisations folded where that is possible.
-
-    Its logits differ by rounding from those of the network itself, which is what is evaluated without such kernels.
-    """
-    kernels = cpu_kernels(config)
-    if kernels is None:
-        return network
-    folded = fold_batch_norm(network, whole=False)
-    apply_cpu_kernels(folded, kernels, threads_of_process(world.local_size))
-    return folded
 
 
 def resolve_class_num(config: Config, where: Source | Checkpoint) -> Config:

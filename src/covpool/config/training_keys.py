@@ -75,6 +75,10 @@ class TrainingKeys:
         "project, which need a C++ compiler (g++, or the one named in CXX); auto takes these where they can be.",
         choices=("auto", "compiled", "mindspore"),
     )
+    keep_graphs: bool = key(
+        True,
+        "Keep compiled graphs in the user's cache folder: the same training starts faster again (CPU).",
+    )
     seed: int = key(1, "Seed of initialisation, shuffling, augmentation and dropout.", "0 <= x <= 4294967295")
     log_interval: int = key(100, "Steps between two lines of the log.", "x >= 1")
 

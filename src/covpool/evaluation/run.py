@@ -9,20 +9,13 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from covpool.build import (
-    architecture,
-    build_dataset,
-    build_model,
-    build_source,
-    for_evaluation,
-    image_transform,
-    with_checkpoint,
-)
+from covpool.build import architecture, build_dataset, build_model, build_source, image_transform, with_checkpoint
 from covpool.checkpoints.format import load_network, other_classes, read_checkpoint
 from covpool.config import Config
 from covpool.data.decoding import printable
 from covpool.errors import UserError
 from covpool.evaluation.evaluate import describe_mistakes, describe_overflow, evaluate, numpy_batches, write_report
+from covpool.kernels import for_evaluation, kept
 from covpool.runtime.command import progress_bar, shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.files import check_writable, os_errors_as, write_json
@@ -75,7 +68,8 @@ def evaluate_checkpoint(
     batches = progress_bar(pace, total, "evaluation", "batch", shown=shown)
     batches = (stop or StopRequest()).between(batches, "before the result")
     computed = for_evaluation(config, network, world)
-    result = evaluate(computed, batches, config.num_classes, config.batch_size, world)
+    with kept(config, computed, 1, world) as compiling, compiling():
+        result = evaluate(computed, batches, config.num_classes, config.batch_size, world)
     seconds = time.monotonic() - started
     values = {
         **result.to_dict(source.class_names),

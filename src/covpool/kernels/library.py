@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import platform
-import stat
 import subprocess
 from pathlib import Path
 from typing import Any, Callable
@@ -16,7 +15,15 @@ from mindspore import ops
 
 from covpool.errors import UserError
 from covpool.runtime.environment import available_cores
-from covpool.runtime.files import open_regular, os_errors_as, remove_leftovers, whole_file
+from covpool.runtime.files import (
+    OTHERS_WRITE,
+    open_regular,
+    os_errors_as,
+    own_folder,
+    remove_leftovers,
+    user_cache,
+    whole_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +32,6 @@ _SOURCES = Path(__file__).resolve().parent / "cpp"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 _MOST_THREADS = 256
 _DIGEST = hashlib.sha256().digest_size
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def threads_of_process(processes: int = 1) -> int:
@@ -49,7 +55,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
     ``mindspore-gcp`` in the user's cache folder, tells sources, compiler and processor apart, and several processes may
     compile at once. UserError: there is no compiler, it fails, or the folder cannot be written or is another user's.
     """
-    folder = (folder or _cache_folder()).absolute()
+    folder = (folder or user_cache()).absolute()
     if ":" in str(folder):  # MindSpore takes LIBRARY:FUNCTION
         raise UserError(f"{folder} has a colon, which the path of compiled kernels cannot have: set XDG_CACHE_HOME", 2)
     compiler = os.environ.get("CXX", "g++")
@@ -67,7 +73,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
         digest.update(source.read_bytes())
     library = folder / f"kernels-{digest.hexdigest()[:16]}.so"
     with os_errors_as(f"cannot keep compiled kernels in {folder}"):
-        _own_folder(folder)
+        own_folder(folder)
         if _is_as_made(library):
             return library
         remove_leftovers(folder)
@@ -86,23 +92,6 @@ def compile_kernels(folder: Path | None = None) -> Path:
     return library
 
 
-def _cache_folder() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-gcp"
-    except RuntimeError as error:
-        raise UserError("there is no home folder to keep compiled kernels in: set XDG_CACHE_HOME", 2) from error
-
-
-def _own_folder(folder: Path) -> None:
-    """Make the folder, or close it to others; what another user owns cannot be trusted with code."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
-        raise UserError(f"{folder} belongs to another user: set XDG_CACHE_HOME to a folder of your own", 2)
-    if found.st_mode & _OTHERS_WRITE:
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
-
-
 def _is_as_made(library: Path) -> bool:
     """Whether a library is there, can only have been written by its user, and is whole."""
     if library.is_symlink() or not library.exists():
@@ -114,7 +103,7 @@ def _is_as_made(library: Path) -> bool:
         logger.warning("%s: %s; compiled anew", library, error.strerror or error)
         return False
     reason = ""
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & OTHERS_WRITE:
         reason = "others could have changed it"
     elif hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
         reason = "damaged"

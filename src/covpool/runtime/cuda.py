@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from covpool.errors import UserError
-from covpool.runtime.files import whole_folder
+from covpool.runtime.files import user_cache, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +164,7 @@ def mindspore_folder() -> Path:
 
 def activation_variables(wheels: Wheels) -> dict[str, str]:
     """Values of ``CUDA_HOME`` and ``LD_LIBRARY_PATH`` under which a new process finds the wheels' libraries."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-gcp"
-    home = make_cuda_home(wheels, (Path(sys.prefix), cache))
+    home = make_cuda_home(wheels, (Path(sys.prefix), user_cache()))
     return {"CUDA_HOME": str(home), "LD_LIBRARY_PATH": _prepended("LD_LIBRARY_PATH", [home / "lib64"])}
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from covpool.errors import UserError
 
 _WORKSPACE = re.compile(r"\..*\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # what mkdtemp makes of the names below
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NAME_LENGTH = 50  # characters of a target's name that its workspace repeats; a name may have 255 bytes
 
 
@@ -48,7 +49,7 @@ def whole_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator[P
         raise OSError(errno.EINVAL, "not a regular file", str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _workspace(target) as folder:
+        with workspace(target) as folder:
             temporary = folder / f"new{target.suffix}"
             mode = mode_of_new_file(temporary)
             yield temporary
@@ -73,7 +74,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
             raise UserError(f"{output} exists already: choose another name or remove it")
         output.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(output.parent)
-        with _workspace(output) as folder:
+        with workspace(output) as folder:
             partial = folder / "new"
             partial.mkdir()
             yield partial
@@ -138,6 +139,25 @@ def remove_leftovers(folder: Path) -> None:
             os.close(handle)
 
 
+def user_cache() -> Path:
+    """The folder for what this project keeps of a user on this machine; UserError where there is no home."""
+    try:
+        return (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-gcp").absolute()
+    except RuntimeError as error:
+        raise UserError("there is no home folder to keep compiled kernels in: set XDG_CACHE_HOME", 2) from error
+
+
+def own_folder(folder: Path) -> Path:
+    """Make the folder, or close it to others; what another user owns cannot be trusted with code."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise UserError(f"{folder} belongs to another user: set XDG_CACHE_HOME to a folder of your own", 2)
+    if found.st_mode & OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS_WRITE)
+    return folder
+
+
 def open_regular(path: str | os.PathLike[str], mode: str = "rb") -> IO[Any]:
     """Open a regular file to read (``r``, ``rb``) or to append (``a``, ``ab``); text is UTF-8.
 
@@ -173,7 +193,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _workspace(target: Path) -> Iterator[Path]:
+def workspace(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` for the owner alone, of a name that cannot be guessed; removed with what is in it.
 
     It is locked as long as it is in use: the lock of a process that dies is released, whatever killed it.

@@ -20,6 +20,7 @@ from covpool.data import pipeline_errors
 from covpool.errors import UserError
 from covpool.evaluation import Evaluation, evaluate, numpy_batches, write_report
 from covpool.evaluation.evaluate import describe_overflow
+from covpool.kernels import kept
 from covpool.plots import plot_curves
 from covpool.runtime.command import clock, shows_bar
 from covpool.runtime.distributed import World
@@ -60,11 +61,14 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
         run = prepare(config, world, folder)  # writes nothing: what is wrong shows before the run folder changes
         begin(run, log)
         config, started = run.config, time.monotonic()
-        with stop.deferring():
+        graphs = 1 if run.val is None else 2
+        with stop.deferring(), kept(config, run.model.train_network, graphs, world) as compiling:
             for epoch in range(run.start.epoch, config.epoch_size):
-                progress = _train(run, epoch, stop)
+                with compiling():
+                    progress = _train(run, epoch, stop)
                 loss, accuracy = _means(run, progress)
-                evaluation, eval_s = _evaluate_if_due(run, epoch)
+                with compiling():
+                    evaluation, eval_s = _evaluate_if_due(run, epoch)
                 signal, last = progress.signal or agreed_signal(stop, world), epoch + 1 == config.epoch_size
                 _save(run, epoch, evaluation, bool(last or signal))
                 _report(run, progress, (loss, accuracy), evaluation, eval_s, time.monotonic() - started)

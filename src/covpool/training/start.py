@@ -16,7 +16,6 @@ from covpool.build import (
     batch_mixing,
     build_model,
     build_source,
-    cpu_kernels,
     description,
     image_transform,
     resolve_class_num,
@@ -31,6 +30,7 @@ from covpool.config import Config
 from covpool.data import Source, steps_per_epoch
 from covpool.data.decoding import printable
 from covpool.errors import UserError
+from covpool.kernels import cpu_kernels
 from covpool.runtime.distributed import World
 from covpool.training.logs import Events, LogFile
 from covpool.training.losses import CountedLoss, recipe_loss

@@ -13,12 +13,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from covpool.build import architecture, build_dataset, build_model, for_evaluation, image_transform, with_checkpoint
+from covpool.build import architecture, build_dataset, build_model, image_transform, with_checkpoint
 from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data.image_folder import FolderSource, class_names
 from covpool.evaluation import Evaluation, describe_overflow, evaluate, numpy_batches
 from covpool.evaluation.run import Show, check_result_path, deliver
+from covpool.kernels import for_evaluation
 from covpool.research.robustness.metrics import corruption_summary, flip_rate, plot_bars
 from covpool.research.robustness.sets import (
     PERTURBATIONS,
