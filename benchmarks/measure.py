@@ -148,9 +148,9 @@ def network_work(connection: Connection, name: str, pooling: str, size: int, **o
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.torch_networks import Network
+    from benchmarks.torch_networks import plain_network
 
-    network, images = Network(name, pooling, **options), torch.zeros(2, 3, size, size)
+    network, images = plain_network(name, pooling, **options), torch.zeros(2, 3, size, size)
     with FlopCounterMode(display=False) as training:
         network(images).sum().backward()
     with FlopCounterMode(display=False) as evaluation, torch.inference_mode():

@@ -1,13 +1,11 @@
-"""From the command to the first training step: train.py against PyTorch, first and second start, compile cache.
+"""From the command to the first training step: train.py, first and second start, against PyTorch.
 
     python -m benchmarks.startup --output docs/benchmarks          writes startup.json and startup.md there
 
 A start is `python train.py` on JPEG files of 500 x 375 pixels, from the call to the record of the first step's loss:
 imports, listing, network, pipeline, compilation, step. The peer does the same in PyTorch: import, network, DataLoader,
-one step. "Second" starts follow one with MindSpore's compile cache switched on by its environment variables; the
-project does not use the cache, because it gives graphs of other settings, which is shown at the end. Starts take
-turns; files are in the system's memory cache after the first round, which is not counted. Needs torch beside the
-requirements.
+one step. First starts compile the graph (`keep_graphs=False`), second ones find it compiled. Starts take turns; files
+are in the system's memory cache after the first round, which is not counted. Needs torch beside the requirements.
 """
 
 from __future__ import annotations
@@ -27,30 +25,13 @@ from benchmarks.data import write_images
 from benchmarks.measure import CORES, ROOT
 
 KINDS = {
-    "train.py": "train.py",
-    "second": "train.py, compile cache filled",
+    "first": "train.py, first start",
+    "second": "train.py, second start",
     "torch": "PyTorch",
 }
 PACKAGES = ("mindspore", "torch", "numpy")
 TARGETS = {"resnet18": 10.0, "resnet50": 20.0}
 LIMIT_S = 300
-# A factor that is an attribute, as every setting of a network is; the graph is compiled for its value.
-SETTING = """
-import sys
-import mindspore as ms
-from mindspore import nn
-
-class Scale(nn.Cell):
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def construct(self, x):
-        return x * self.factor
-
-ms.set_context(mode=ms.GRAPH_MODE)
-print(float(Scale(float(sys.argv[1]))(ms.Tensor([1.0])).asnumpy()[0]))
-"""
 
 
 def torch_start(network: str, pooling: str, folder: Path, batch: int, size: int) -> None:
@@ -73,11 +54,6 @@ def torch_start(network: str, pooling: str, folder: Path, batch: int, size: int)
     print(float(loss.detach()), flush=True)
 
 
-def cached(folder: Path) -> dict[str, str]:
-    """An environment in which MindSpore keeps compiled graphs in a folder."""
-    return {**os.environ, "GLOG_v": "3", "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(folder)}
-
-
 class Starts:
     """Starts of one network."""
 
@@ -85,7 +61,7 @@ class Starts:
         self.arguments, self.network, self.data, self.work = arguments, network, data, work
         self.count = 0
 
-    def train(self, environment: dict[str, str]) -> dict[str, float]:
+    def train(self, keep_graphs: bool) -> dict[str, float]:
         """Seconds of train.py: to its first step, and in that the part from the pipeline on."""
         self.count += 1
         run = self.work / f"run{self.count}"
@@ -101,8 +77,10 @@ class Starts:
             "log_interval": 1,
             "run_eval": False,
             "save_checkpoint": False,
+            "keep_graphs": keep_graphs,
         }
         command = [sys.executable, str(ROOT / "train.py"), *(f"--{key}={value}" for key, value in settings.items())]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(self.work / "cache")}
         start = time.perf_counter()
         with subprocess.Popen(
             command, cwd=self.work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -142,35 +120,20 @@ class Starts:
         return {"seconds": seconds}
 
     def measure(self) -> dict[str, Any]:
-        """All kinds, interleaved; the first start with the cache fills it."""
-        cache = self.work / "cache"
-        runs = {
-            "train.py": lambda: self.train({**os.environ}),
-            "second": lambda: self.train(cached(cache)),
-            "torch": self.torch,
-        }
-        first = {kind: run() for kind, run in runs.items()}
+        """All kinds, interleaved, after one start of each that compiles kernels and graph."""
+        runs = {"first": lambda: self.train(False), "second": lambda: self.train(True), "torch": self.torch}
+        for run in runs.values():
+            run()
         found: dict[str, list[dict[str, float]]] = {kind: [] for kind in runs}
         for _ in range(self.arguments.rounds):
             for kind, run in runs.items():
                 found[kind].append(run())
                 measure.say(f"{self.network} {kind}: {found[kind][-1]['seconds']:.2f} s to the first step")
         result = {kind: measure.summary([entry["seconds"] for entry in entries]) for kind, entries in found.items()}
-        pipeline = measure.summary([entry["first_step_s"] for entry in found["train.py"]])
-        return {**result, "from the pipeline on": pipeline, "cache written": first["second"]["seconds"]}
-
-
-def stale(work: Path) -> list[float]:
-    """What a cell that multiplies 1 by 2, and then one by 3, give when the second finds the graph of the first."""
-    script = work / "setting.py"
-    script.write_text(SETTING, encoding="utf-8")
-    values = []
-    for factor in ("2", "3"):
-        command = [sys.executable, str(script), factor]
-        environment = cached(work / "settings")
-        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=True)
-        values.append(float(done.stdout.split()[-1]))
-    return values
+        parts = {
+            kind: measure.summary([entry["first_step_s"] for entry in found[kind]]) for kind in KINDS if kind != "torch"
+        }
+        return {**result, "from the pipeline on": parts}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -179,17 +142,20 @@ def markdown(report: dict[str, Any]) -> str:
     for name, found in report["results"].items():
         times = [measure.shown(found[kind], ".2f") for kind in KINDS]
         target = f"{TARGETS[name]:.0f}" if name in TARGETS else ""
-        ratio = found["train.py"]["median"] / found["torch"]["median"]
-        parts = [measure.shown(found["from the pipeline on"], ".2f"), f"{found['cache written']:.2f}"]
-        rows.append([name, target, *times, f"{ratio:.2f}", *parts])
-    head = ["network", "target (s)", *(f"{title} (s)" for title in KINDS.values()), "train.py / PyTorch"]
-    head += ["of train.py: pipeline, compilation, step (s)", "train.py, filling the cache (s)"]
-    two, three = report["stale"]
+        ratios = [f"{found[kind]['median'] / found['torch']['median']:.2f}" for kind in ("first", "second")]
+        parts = [measure.shown(found["from the pipeline on"][kind], ".2f") for kind in ("first", "second")]
+        rows.append([name, target, *times, *ratios, *parts])
+    head = [
+        "network",
+        "target (s)",
+        *(f"{title} (s)" for title in KINDS.values()),
+        "first / PyTorch",
+        "second / PyTorch",
+    ]
+    head += [f"of the {kind}: pipeline, compilation, step (s)" for kind in ("first", "second")]
     lines = ["# Start", "", *measure.heading(report["about"])]
     lines += ["Seconds from the command to the loss of the first step: median (± half of the interquartile range).", ""]
     lines += [*measure.table(head, rows), ""]
-    verdict = "a wrong answer: the cache does not look at attributes" if three == two else "the right answer"
-    lines += [f"Compile cache: 1 x 2 gave {two:g}; then, with the cache of it, 1 x 3 gave {three:g}, {verdict}."]
     return "\n".join(lines) + "\n"
 
 
@@ -213,8 +179,7 @@ def main() -> int:
             work = Path(place) / name
             work.mkdir()
             results[name] = Starts(arguments, name, data, work).measure()
-        values = stale(Path(place))
-    report = {"about": about, "results": results, "stale": values}
+    report = {"about": about, "results": results}
     measure.report(arguments.output, "startup", report, markdown)
     return 0
 

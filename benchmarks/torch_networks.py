@@ -142,10 +142,75 @@ class TrainedNetwork(Network):
             return getattr(torch_poolings, self.pooling_name)(x)
 
 
+class PeerNetwork(nn.Module):
+    """A network of torchvision (MobileNetV2, ShuffleNetV2) or timm (DeiT, Swin) with the head that this project has.
+
+    Pooling 'gap' is the peer's own classification. Any other takes the last maps after a reduction, or, of
+    transformers, the patch tokens after LayerNorm and reduction, whose logits are added to those of the peer.
+    """
+
+    def __init__(self, name: str, pooling: str, reduction_dim: int = 128, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.pooling_name, self.tokens = pooling, name.startswith(("deit", "swin"))
+        if self.tokens:
+            from benchmarks.torch_peers import timm  # seconds that ResNets need not wait for
+
+            self.backbone = timm.create_model(name, num_classes=num_classes)
+            channels = self.backbone.num_features
+            self.reduce: nn.Module = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, reduction_dim))
+        else:
+            from benchmarks.torch_peers import torchvision
+
+            make = {"mobilenet_v2_100": "mobilenet_v2", "shufflenet_v2_x1_0": "shufflenet_v2_x1_0"}[name]
+            whole = getattr(torchvision.models, make)(num_classes=num_classes)
+            shuffle = make.startswith("shuffle")
+            self.backbone = nn.Sequential(*list(whole.children())[:-1]) if shuffle else whole.features
+            channels = whole.fc.in_features if shuffle else whole.last_channel
+            relu = nn.ReLU(inplace=True) if shuffle else nn.ReLU6(inplace=True)
+            convolution = nn.Conv2d(channels, reduction_dim, 1, bias=False)
+            self.reduce = nn.Sequential(convolution, nn.BatchNorm2d(reduction_dim), relu)
+            self.dropout = nn.Dropout(0.0 if shuffle else 0.2)
+        if pooling == "gap":
+            self.reduce = nn.Identity()
+            self.fc: nn.Module = nn.Identity() if self.tokens else nn.Linear(channels, num_classes)
+        else:
+            self.fc = nn.Linear(reduction_dim * (reduction_dim + 1) // 2, num_classes)
+        if pooling == "dropcov":
+            self.kernel = nn.Parameter(torch.zeros(1, 1, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, num_classes)."""
+        if not self.tokens:
+            x = self.reduce(self.backbone(x))
+            return self.fc(self.dropout(x.mean((2, 3)) if self.pooling_name == "gap" else self.pool(x.flatten(2))))
+        tokens = self.backbone.forward_features(x)
+        logits = self.backbone.forward_head(tokens)
+        if self.pooling_name == "gap":
+            return logits
+        patches = tokens.flatten(1, 2) if tokens.ndim == 4 else tokens[:, 1:]  # Swin's are a map, without class token
+        return logits + self.fc(self.pool(self.reduce(patches).transpose(1, 2)))
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """The covariance pooling, (N, d, M) -> (N, d (d + 1) / 2)."""
+        if self.pooling_name == "dropcov":
+            return torch_poolings.dropcov(x, self.kernel, self.training)
+        return getattr(torch_poolings, self.pooling_name)(x)
+
+
+def has_our_names(name: str) -> bool:
+    """Whether the PyTorch network of that name has the parameters of ours, so that both can begin with the same."""
+    return name in _LAYERS
+
+
+def plain_network(name: str, pooling: str, **options: int) -> nn.Module:
+    """The network of a name with its initial weights."""
+    return Network(name, pooling, **options) if has_our_names(name) else PeerNetwork(name, pooling, **options)
+
+
 def trained_network(
     name: str, pooling: str, classes: int, weights: Path, device: str, sgd: tuple[float, float, float]
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network in channels-last with the weights of a file, and its optimiser.
+    """A network, a convolutional one in channels-last, and its optimiser; a ResNet with the weights of a file.
 
     Args:
         name: Of the network.
@@ -155,8 +220,14 @@ def trained_network(
         device: 'cpu' or 'cuda'.
         sgd: Rate, momentum, and the decay of all but vectors.
     """
-    network = load_weights(TrainedNetwork(name, pooling, num_classes=classes), np.load(weights))
-    network = network.to(device).to(memory_format=torch.channels_last)
+    network: nn.Module
+    if has_our_names(name):
+        network = load_weights(TrainedNetwork(name, pooling, num_classes=classes), np.load(weights))
+    else:
+        network = PeerNetwork(name, pooling, num_classes=classes)
+    network = network.to(device)
+    if not getattr(network, "tokens", False):
+        network = network.to(memory_format=torch.channels_last)
     rate, momentum, decay = sgd
     plain = [p for p in network.parameters() if p.ndim <= 1]
     decayed = [p for p in network.parameters() if p.ndim > 1]

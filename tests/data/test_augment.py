@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.torch_peers import timm, torchvision
 from covpool.config import Config
 from covpool.data import Augmentation, epoch_order, training_positions
 from covpool.data.augment import CHUNK, augmentation_draws, change_pixels, erasing_box, random_erasing, random_shift
 from covpool.data.auto_augment import OPERATIONS, TRIVIAL, auto_augment, color_jitter, trivial_augment
 from covpool.errors import ConfigError, UserError
 from tests.data.image_files import dataset
-from tests.models.peers import timm, torchvision
 
 FILL = (124, 116, 104)
 TEXTS = [

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.torch_networks import Block, Network
-from tests.models.peers import torchvision
+from benchmarks.torch_peers import torchvision
 
 LIGHT = {
     "mobilenet_v2_100": torchvision.models.mobilenet_v2,

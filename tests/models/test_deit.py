@@ -10,6 +10,7 @@ import pytest
 import torch
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.build import architecture, build_model
 from covpool.checkpoints import convert_state_dict, load_into
 from covpool.checkpoints.format import read_checkpoint, save_checkpoint
@@ -28,7 +29,6 @@ from tests.models.agreement import (
     state_there_and_back,
     steps_error,
 )
-from tests.models.peers import timm
 
 NAME = "deit_tiny_patch16_224"
 DISTILLED = "deit_tiny_distilled_patch16_224"

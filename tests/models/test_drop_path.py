@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.build import build_model
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
 from covpool.config import Config
@@ -18,7 +19,6 @@ from covpool.models import create_model, recompute
 from covpool.pooling.counter_random import CounterUniform, DropPath
 from covpool.runtime.distributed import World
 from tests.models.agreement import images
-from tests.models.peers import timm
 
 TOKENS = {"image_size": 16, "embed_dim": 8, "num_heads": 2, "patch_size": 8}
 SMALL: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.checkpoints import convert_state_dict
 from covpool.models import create_model
 from covpool.models.layer_groups import in_head, layer_ids, rate_factors
 from covpool.training.optimizers import parameter_groups
-from tests.models.peers import timm
 
 NARROW = {"deit": {"embed_dim": 12}, "swin": {"embed_dim": 24}, "mobi": {"width_mult": 0.1}, "resn": {"base_width": 2}}
 OURS = ("layer_reduce", "pooling", "fc")  # what has no counterpart in timm, or is its classifier

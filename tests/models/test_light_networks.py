@@ -11,6 +11,7 @@ import pytest
 import torch
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.build import build_model
 from covpool.checkpoints import convert_state_dict, load_into, to_pytorch
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
@@ -22,7 +23,6 @@ from covpool.training.optimizers import build_optimizer
 from tests.checkpoints.released import rule_images, rule_tensor
 from tests.fidelity.pytorch_twin import LIGHT, ReleasedLight
 from tests.models.agreement import exported_error, gradient_errors, images, output_error, relative
-from tests.models.peers import timm
 
 D, CLASSES = 16, 5
 NARROW = {"mobilenet_v2_100": {"width_mult": 0.25}, "shufflenet_v2_x0_5": {}}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.checkpoints import convert_state_dict
 from covpool.models import create_model
 from covpool.training.optimizers import parameter_groups
@@ -23,7 +24,6 @@ from tests.models.agreement import (
     state_there_and_back,
     steps_error,
 )
-from tests.models.peers import timm
 
 NAME = "swin_tiny_patch4_window7_224"
 SMALL = {"embed_dim": 12, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4, "patch_size": 2}

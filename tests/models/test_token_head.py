@@ -11,12 +11,12 @@ import pytest
 import torch
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.checkpoints.format import save_checkpoint
 from covpool.models import create_model
 from covpool.pooling import list_poolings
 from tests.fidelity.pytorch_twin import covariance, newton_schulz_root
 from tests.models.agreement import count, gradient_errors, images, output_error, same_weights, steps_error
-from tests.models.peers import timm
 
 SMALL = {
     "deit": {"embed_dim": 24, "depth": 1, "num_heads": 3, "patch_size": 8},

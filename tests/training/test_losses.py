@@ -11,6 +11,7 @@ import torch
 from mindspore import nn
 from torch.nn import functional as F
 
+from benchmarks.torch_peers import timm
 from covpool.config import Config
 from covpool.errors import ConfigError
 from covpool.training.losses import (
@@ -20,7 +21,6 @@ from covpool.training.losses import (
     LabelSmoothingCrossEntropy,
     recipe_loss,
 )
-from tests.models.peers import timm
 
 
 def reference(logits: np.ndarray, labels: np.ndarray, eps: float) -> tuple[float, np.ndarray]:

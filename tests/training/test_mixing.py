@@ -11,6 +11,7 @@ import torch
 from mindspore import nn
 from mindspore.train import Model
 
+from benchmarks.torch_peers import timm
 from covpool.build import batch_mixing, build_dataset
 from covpool.config import Config
 from covpool.data import ImageTransform, Mixing, array_source, create_dataset
@@ -21,7 +22,6 @@ from covpool.training.recipe import loss_scale_manager
 from covpool.training.step import apply_amp_level
 from covpool.training.update import AccumulatedStep
 from tests.data.image_files import dataset
-from tests.models.peers import timm
 
 BOTH = Mixing(mixup=0.8, cutmix=1.0, probability=0.8)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mindspore import nn
 
+from benchmarks.torch_peers import timm
 from covpool.checkpoints import load_into
 from covpool.checkpoints.format import load_optimizer, read_checkpoint, save_checkpoint
 from covpool.config import Config
@@ -17,7 +18,6 @@ from covpool.errors import UserError
 from covpool.models import create_model
 from covpool.training.optimizers import build_optimizer, parameter_groups
 from covpool.training.recipe import recipe_optimizer
-from tests.models.peers import timm
 
 SHAPES = {"conv.weight": (5, 3, 3, 3), "conv.bias": (5,), "fc.weight": (40, 30)}
 FACTORS = {"conv.weight": 0.5, "conv.bias": 0.5, "fc.weight": 3.0}

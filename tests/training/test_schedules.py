@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.torch_peers import timm
 from covpool.config import Config, ConfigError
 from covpool.training.recipe import recipe_rates
 from covpool.training.schedules import PER_EPOCH, PER_STEP, learning_rates
-from tests.models.peers import timm
 
 
 def per_epoch(mode: str, epochs: int, **arguments: object) -> np.ndarray:

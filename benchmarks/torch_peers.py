@@ -1,4 +1,4 @@
-"""PyTorch's networks, the references: ``from tests.models.peers import timm, torchvision``.
+"""PyTorch's networks, the references: ``from benchmarks.torch_peers import timm, torchvision``.
 
 A torchvision that was built for CUDA does not load its operators beside a CPU build of PyTorch, and its import then
 ends with an error about the two that it describes without asking. No network here uses them; their names are enough.
