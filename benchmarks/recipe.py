@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import measure
+from covpool.runtime.files import write_text
 
 PARTS: dict[str, dict[str, Any]] = {
     "plain (SGD with momentum)": {},
@@ -179,7 +180,7 @@ def main() -> int:
     ]
     print("\n".join(lines))
     if arguments.output:
-        (arguments.output / "recipe.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(arguments.output / "recipe.md", "\n".join(lines) + "\n")
     return 0
 
 

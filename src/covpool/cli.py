@@ -63,4 +63,5 @@ _COMMANDS = {
     "compare": ("research:compare", "Compare run folders."),
     "compare-robustness": ("research:compare_robustness", "Compare networks on corrupted images."),
     "dropcov-rate": ("research:dropcov_rate", "The adaptive rate of DropCov over training."),
+    "few-shot": ("research:few_shot", "Few-shot accuracy on classes that a network never saw."),
 }

@@ -44,6 +44,28 @@ def masks(seed: int, counter: int, n: int, d: int) -> np.ndarray:
     return cell.dropout(n, d).asnumpy()
 
 
+@pytest.mark.parametrize(
+    ("correction", "variances", "covariances"), [("none", 2.0, 1.0), ("diagonal", 1.0, 1.0), ("sqrt", 1.0, 0.5)]
+)
+def test_expectation_over_the_masks(correction: str, variances: float, covariances: float, graph_mode: None) -> None:
+    """Of one image with 20 000 masks at a rate of 0.5, against the covariance."""
+    x = np.repeat(features((1, 4, 3, 3)), 20_000, 0)
+    found = make(4, rescale=False, rate=0.5, correction=correction)(ms.Tensor(x)).asnumpy().astype(np.float64).mean(0)
+    rows, columns = np.triu_indices(4)
+    c = reference.covariance(x[:1])[0]
+    expected = c[rows, columns] * np.where(rows == columns, variances, covariances)
+    spread = np.sqrt(c[rows, rows] * c[columns, columns]) * 2 / np.sqrt(20_000)  # of the mean, at most
+    assert (np.abs(found - expected) < 6 * spread).all(), (found, expected)
+
+
+@pytest.mark.parametrize("correction", ["diagonal", "sqrt"])
+def test_adaptive_rate_with_a_correction(correction: str, mode: str) -> None:
+    """In both modes: finite, and gradients flow."""
+    cell, x = make(8, decay=2.5, correction=correction), features((3, 8, 3, 3))
+    dx, by_name = gradients(cell, x, np.ones((3, 36)))
+    assert np.isfinite(dx).all() and np.abs(dx).max() > 0 and np.isfinite(by_name["conv.weight"]).all()
+
+
 @pytest.mark.parametrize(("gate", "rescale"), [("softmax", True), ("sigmoid", False)])
 def test_training_value_in_graph_mode(gate: str, rescale: bool, graph_mode: None) -> None:
     check_training_value(gate, rescale, 2.5)

@@ -271,3 +271,50 @@ def dropcov_rate(argv: Sequence[str]) -> int:
     if arguments.output:
         write_json(arguments.output, courses)
     return 0
+
+
+def few_shot(argv: Sequence[str]) -> int:
+    """Few-shot accuracy on new classes: covpool few-shot NAME=CKPT[,CKPT ...] ... --data_path=DIR.
+
+    Each CKPT is a checkpoint of a training on other classes; several of a name are its seeds. An image gets the class
+    whose mean is nearest to its pooled vector, of length 1. Columns: mean over seeds of the accuracy in %, half of the
+    95 % confidence interval over episodes (the widest of the seeds), and the standard deviation over seeds.
+    """
+    parser = new_parser("covpool few-shot", few_shot.__doc__)
+    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CKPT[,CKPT ...]", help="name, and its checkpoints")
+    parser.add_argument("--data_path", required=True, help="the data set of the new classes")
+    parser.add_argument("--split", default="val", help="its part (default: val)")
+    parser.add_argument("--ways", type=count, default=5, help="classes of an episode (default: 5)")
+    parser.add_argument("--shots", type=count, nargs="+", default=[1, 5], help="known images of a class (default: 1 5)")
+    parser.add_argument("--queries", type=count, default=15, help="images of a class that are asked for (default: 15)")
+    parser.add_argument("--episodes", type=count, default=600, help="episodes (default: 600)")
+    parser.add_argument("--seed", type=int, default=1, help="of the episodes")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    arguments = parser.parse_args(argv)
+    named = named_paths(arguments.checkpoints, "NAME=CKPT[,CKPT ...]")
+    config = Config(data_path=arguments.data_path, split=arguments.split)
+    with open_session(config):
+        from covpool.research.few_shot import episode_accuracies, half_width, pooled_vectors
+
+        results: dict[str, dict[str, dict[str, list[float]]]] = {}
+        for name, files in named.items():
+            results[name] = {f"{shots}-shot": {"accuracy": [], "half_width": []} for shots in arguments.shots}
+            for file in files:
+                vectors, classes = pooled_vectors(file, config)
+                for shots in arguments.shots:
+                    counts = (arguments.ways, shots, arguments.queries, arguments.episodes, arguments.seed)
+                    found = episode_accuracies(vectors, classes, *counts)
+                    results[name][f"{shots}-shot"]["accuracy"].append(float(found.mean()))
+                    results[name][f"{shots}-shot"]["half_width"].append(half_width(found))
+    rows = []
+    for name, by_shots in results.items():
+        cells = []
+        for entry in by_shots.values():
+            spread_over = f"; {100 * statistics.stdev(entry['accuracy']):.2f}" if len(entry["accuracy"]) > 1 else ""
+            mean, half = statistics.fmean(entry["accuracy"]), max(entry["half_width"])
+            cells.append(f"{100 * mean:.2f} ± {100 * half:.2f}{spread_over}")
+        rows.append((name, str(len(named[name])), *cells))
+    print("\n".join(table(["", "n", *(f"{shots}-shot (%)" for shots in arguments.shots)], rows)))
+    if arguments.output:
+        write_json(arguments.output, results)
+    return 0

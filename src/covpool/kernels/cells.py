@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _WIDTH = 32  # channels come in pairs of vectors of 16
 _STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
 
 
+@cache  # MindSpore compiles each operator apart, even if they are the same
 def winograd_operator(library: Path, biased: bool = False) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (O, C, 3, 3)) -> (N, O, H, W), stride 1 and padding 1, with its gradient.
 
@@ -37,6 +39,7 @@ def winograd_operator(library: Path, biased: bool = False) -> ops.Custom:
     return _convolution(library, "winograd_forward", shape, gradients, biased)
 
 
+@cache
 def stem_operator(library: Path, out_channels: int, biased: bool = False) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (O, C, 7, 7)) -> (N, O, H', W'), stride 2 and padding 3, with its gradient.
 
@@ -54,6 +57,7 @@ def stem_operator(library: Path, out_channels: int, biased: bool = False) -> ops
     return _convolution(library, "stem_forward", shape, gradients, biased)
 
 
+@cache
 def depthwise_operator(library: Path, stride: int, biased: bool = False) -> ops.Custom:
     """The operator (x (N, C, H, W), weight (C, 1, 3, 3)) -> (N, C, H', W'), a kernel for each channel, padding 1.
 
@@ -137,6 +141,7 @@ class CompiledConv2d(nn.Cell):
         return self.operator(x, self.weight) if self.bias is None else self.operator(x, self.weight, self.bias)
 
 
+@cache
 def batch_norm_operator(library: Path) -> ops.Custom:
     """The operator (x (N, C, H, W), gamma, beta, moving_mean, moving_variance, constants) -> five tensors.
 

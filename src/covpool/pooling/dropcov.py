@@ -6,12 +6,13 @@ import math
 from typing import Optional
 
 import mindspore as ms
+import numpy as np
 from mindspore import ops
 from mindspore.common.initializer import Uniform, initializer
 
 from covpool.pooling.base import Float32Cell, Pooling, check_bool, check_choice, check_float, check_int, repeat_columns
 from covpool.pooling.counter_random import CounterUniform
-from covpool.pooling.covariance import Centre, GramVector, vector_length
+from covpool.pooling.covariance import Centre, GramVector, triu_indices, vector_length
 
 # Below this squared norm a vector counts as zero and its cosine with another one as 0.
 _SMALLEST_SQUARE = 1e-30
@@ -86,6 +87,10 @@ class DropCov(Pooling):
         max_rate: Upper bound of rho, in [0, 1).
         rate: A fixed rho in [0, 1) in place of the adaptive one (None).
         seed: Seed of the dropout masks, 0 or more.
+        correction: What training does about the expectation of C(X) over the masks. With "none", as published, it is
+            right off the diagonal, and variances come out 1 / (1 - rho) times too large. "diagonal" multiplies these by
+            1 - rho: then all of it is right. "sqrt" multiplies the kept channels by 1 / sqrt(1 - rho) instead: then
+            variances are right, and covariances 1 - rho times too small.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class DropCov(Pooling):
         max_rate: float = 0.95,
         rate: Optional[float] = None,
         seed: int = 0,
+        correction: str = "none",
     ) -> None:
         super().__init__(channels, vector_length(channels))
         if channels < 2:
@@ -105,6 +111,9 @@ class DropCov(Pooling):
         self.rate = None if rate is None else check_float("rate", rate, 0.0, 1.0, high_open=True)
         self.rescale = check_bool("rescale", rescale)
         self.conv = ChannelConv()
+        self.correction = check_choice("correction", correction, ("none", "diagonal", "sqrt"))
+        rows, columns = triu_indices(channels)
+        self.on_diagonal = ms.Tensor((rows == columns)[None].astype(np.float32)) if correction == "diagonal" else None
         self.gate = check_choice("gate", gate, ("softmax", "sigmoid"))
         self.adaptive_rate = AdaptiveRate(channels, check_float("decay", decay, 0.0, low_open=True), max_rate)
         self.dropout = CounterUniform(check_int("seed", seed, 0))
@@ -129,17 +138,21 @@ class DropCov(Pooling):
         pi = scale * self.product(a, self.product_t(a, scale.expand_dims(-1))).squeeze(-1)
         return self.adaptive_rate(omega, pi)
 
-    def channel_scale(self, mean: ms.Tensor, a: ms.Tensor) -> ms.Tensor:
-        """What training multiplies the channels with, `(N, d)`: the rescale, then 0 or 1 / (1 - rho)."""
+    def channel_scale(self, mean: ms.Tensor, a: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """What training multiplies the channels with, `(N, d)`: the rescale, then 0 or 1 / (1 - rho); and rho."""
         omega = self.importance(mean)
         scale = 1.0 + omega if self.rescale else ops.ones_like(omega)
         rho = self.drop_rate(ops.stop_gradient(omega), a, ops.stop_gradient(scale))
         keep = (self.dropout(mean.shape[0], mean.shape[1]) >= rho).astype(ms.float32)
-        return scale * (keep / (1.0 - rho))
+        if self.correction == "sqrt":
+            return scale * (keep / (1.0 - rho) ** 0.5), rho
+        return scale * (keep / (1.0 - rho)), rho
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         a, mean = self.centre(x)
-        if self.training:
-            scale = self.channel_scale(mean, a).reshape(-1, 1)
-            a = a * repeat_columns(scale, a.shape[-1]).reshape(a.shape)
-        return self.vector(a)
+        if not self.training:
+            return self.vector(a)
+        scale, rho = self.channel_scale(mean, a)
+        a = a * repeat_columns(scale.reshape(-1, 1), a.shape[-1]).reshape(a.shape)
+        v = self.vector(a)
+        return v * (1.0 - rho * self.on_diagonal) if self.correction == "diagonal" else v

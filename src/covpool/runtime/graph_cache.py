@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Callable
@@ -29,7 +29,7 @@ from mindspore import nn, ops
 
 import covpool
 from covpool.errors import UserError
-from covpool.runtime.files import own_folder, read_bytes, user_cache, workspace, write_json
+from covpool.runtime.files import own_folder, read_bytes, remove_leftovers, user_cache, workspace, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,18 @@ def kept_graphs(cell: nn.Cell, count: int, *what: Any) -> Iterator[Callable[[], 
         return
     _used.append(folder)
     if _is_whole(folder):
-        os.utime(folder)
+        with suppress(OSError):  # a cache that cannot be written to does not grow
+            os.utime(folder)
         yield partial(_variables, folder)
         return
-    with workspace(folder) as temporary:
-        new = temporary / "new"
-        new.mkdir()
+    with ExitStack() as stack:
+        try:
+            new = stack.enter_context(workspace(folder)) / "new"
+            new.mkdir()
+        except OSError as error:
+            logger.info("compiled graphs are not kept: %s", error)
+            yield nullcontext
+            return
         yield partial(_variables, new)
         _publish(new, folder, count)
 
@@ -229,6 +235,7 @@ def _publish(new: Path, folder: Path, count: int) -> None:
             return
         write_json(new / _SUMS, files)
         new.rename(folder)
+        remove_leftovers(folder.parent)
         graphs = [path for path in folder.parent.iterdir() if not path.name.startswith(".")]
         for old in sorted(graphs, key=lambda path: path.stat().st_mtime)[:-_MOST]:
             shutil.rmtree(old, ignore_errors=True)

@@ -140,9 +140,8 @@ def plot_final(study: Study, states: Mapping[Run, State], path: Path) -> None:
         axes.plot(values, [row] * len(values), "o", color=COLOURS[1], markerfacecolor="none", markersize=8)
         axes.plot([statistics.fmean(values)], [row], "|", color=COLOURS[0], markersize=18, markeredgewidth=2)
     axes.set_yticks(range(len(groups)), [f"{name} (n = {len(values)})" for name, values in groups])
-    axes.set(
-        ylim=(len(groups) - 0.5, -0.5), xlabel="top-1 accuracy (%)", title=f"{study.title}: seeds (o) and mean (|)"
-    )
+    axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel="top-1 accuracy (%)")
+    figure.suptitle(f"{study.title}: seeds (o) and mean (|)")
     axes.grid(axis="x", alpha=0.3)
     save(figure, path)
 
