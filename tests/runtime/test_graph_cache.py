@@ -55,7 +55,7 @@ def compute(tmp_path: Path) -> Callable[..., Any]:
     def run(factor: int, **variables: str) -> subprocess.Popen[str]:
         inherited = {name: value for name, value in os.environ.items() if name != "MS_COMPILER_CACHE_ENABLE"}
         environment = {**inherited, "XDG_CACHE_HOME": str(tmp_path / "cache"), "GLOG_v": "3", **variables}
-        command = [sys.executable, str(tmp_path / "program.py"), str(factor)]
+        command = [sys.executable, "-c", "import program", str(factor)]  # no script that MindSpore could read
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
 

@@ -13,6 +13,7 @@ from covpool.kernels.cells import (
     CompiledBatchNorm2d,
     CompiledCentre,
     CompiledConv2d,
+    CompiledCovarianceEigen,
     CompiledSignedRootL2,
     CompiledSymmetricVector,
     batch_norm_operator,
@@ -26,6 +27,7 @@ from covpool.kernels.cells import (
 from covpool.kernels.library import compile_kernels, set_threads, threads_of_process
 from covpool.pooling.covariance import Centre, SymmetricVector
 from covpool.pooling.element_wise import Affine, SignedRootL2
+from covpool.pooling.spectral import CovarianceEigen
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +61,9 @@ def apply_cpu_kernels(network: nn.Cell, library: Path | None, threads: int | Non
     """Let a network that computes on CPU in float32 use compiled kernels, in place; the number of cells replaced.
 
     They compute 3x3 convolutions of stride 1 with multiples of 32 channels, depthwise ones of stride 1 and 2, a 7x7
-    convolution of images, batch normalisation in training, centring and triangle of a covariance, its signed root,
-    scale and shift. Parameters, their names and their order stay; results differ by rounding. A network that is to be
-    exported must not have them: they are a file of this machine.
+    convolution of images, batch normalisation in training, centring, triangle and eigen-decomposition of a covariance,
+    its signed root, scale and shift. Parameters, their names and their order stay; results differ by rounding. A
+    network that is to be exported must not have them: they are a file of this machine.
 
     Args:
         network: Any network.
@@ -109,6 +111,8 @@ def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
         return CompiledSymmetricVector(cell.channels, library)
     if type(cell) is SignedRootL2:
         return CompiledSignedRootL2(library)
+    if type(cell) is CovarianceEigen and cell.solver == "eigh":
+        return CompiledCovarianceEigen(library)
     if type(cell) is Affine:
         return CompiledAffine(cell, library)
     return None

@@ -10,10 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from covpool.kernels.library import custom
+from covpool.kernels.library import custom, hand_over_solver
 from covpool.pooling.base import Float32Cell, row_sums
 from covpool.pooling.covariance import Centre, SymmetricVector, constant_column
 from covpool.pooling.element_wise import Affine, SignedRootL2
+from covpool.pooling.spectral import CovarianceEigen
 
 _WIDTH = 32  # channels come in pairs of vectors of 16
 _STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
@@ -204,6 +205,24 @@ class CompiledCentre(Centre):
         flat = x.reshape(-1, h * w)
         mean = row_sums(flat, 1.0 / (h * w))  # no part of the graph where nothing uses it
         return self.operator(flat).reshape(-1, c, h * w), mean.reshape(-1, c)
+
+
+@cache
+def eigen_operator(library: Path) -> ops.Custom:
+    """The operator c (N, d, d), symmetric, float64 -> eigenvalues (N, d), rising, and eigenvectors (N, d, d), columns.
+
+    LAPACK's divide and conquer, several matrices at once. NaN where c has a number that is not finite. No gradient.
+    """
+    hand_over_solver(library)
+    return custom(library, "symmetric_eigen", lambda c: (c[:2], c), lambda c: (c, c))
+
+
+class CompiledCovarianceEigen(CovarianceEigen):
+    """As :class:`CovarianceEigen` with its symmetric solver."""
+
+    def __init__(self, library: Path) -> None:
+        super().__init__("eigh")
+        self.eigh = eigen_operator(library)
 
 
 class CompiledSymmetricVector(SymmetricVector):

@@ -130,6 +130,27 @@ def set_threads(library: Path, threads: int) -> None:
     ctypes.CDLL(str(library)).set_threads(threads)
 
 
+def hand_over_solver(library: Path) -> None:
+    """Give the kernels of a library LAPACK's symmetric solver, which SciPy, a package that MindSpore needs, brings.
+
+    Its threads are set to one: the kernels decompose several matrices at once.
+    """
+    import scipy
+    from scipy.linalg import cython_lapack  # here: only some poolings decompose
+
+    capsule, python = cython_lapack.__pyx_capi__["dsyevd"], ctypes.pythonapi
+    python.PyCapsule_GetName.restype, python.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    python.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    python.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    kernels = ctypes.CDLL(str(library))
+    kernels.set_solver.argtypes = [ctypes.c_void_p]
+    kernels.set_solver(python.PyCapsule_GetPointer(capsule, python.PyCapsule_GetName(capsule)))
+    for path in (Path(scipy.__file__).parent.parent / "scipy.libs").glob("*openblas*"):
+        for name in ("openblas_set_num_threads", "scipy_openblas_set_num_threads"):
+            if hasattr(blas := ctypes.CDLL(str(path)), name):
+                getattr(blas, name)(1)
+
+
 def _processor() -> str:
     """What -march=native depends on."""
     try:

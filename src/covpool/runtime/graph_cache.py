@@ -26,6 +26,7 @@ from typing import Any, Callable
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
+from mindspore.common import api
 
 import covpool
 from covpool.errors import UserError
@@ -200,12 +201,18 @@ def _sources() -> list[str]:
 
 @contextmanager
 def _variables(folder: Path) -> Iterator[None]:
-    """Let MindSpore look for the graph in a folder."""
-    os.environ[_ENABLE], os.environ[_PATH] = "1", str(folder)
+    """Let MindSpore look for the graph in a folder.
+
+    It reads the sources of the command's script, too, and ends with an error where there is none, as for ``python -c``.
+    The digest has all sources: any script does.
+    """
+    script = api.entry_script_path
+    os.environ[_ENABLE], os.environ[_PATH], api.entry_script_path = "1", str(folder), covpool.__file__
     try:
         yield
     finally:
         del os.environ[_ENABLE], os.environ[_PATH]
+        api.entry_script_path = script
 
 
 def _files(folder: Path) -> dict[str, str]:
