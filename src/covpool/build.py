@@ -114,6 +114,7 @@ def description(config: Config, source: Source) -> dict[str, Any]:
         "transform": transform,
         "mean": transform["mean"],  # beside the transform for versions that do not know it
         "std": transform["std"],
+        **({"val_fraction": config.val_fraction} if config.val_fraction else {}),
     }
 
 

@@ -47,7 +47,7 @@ _COMMANDS = {
     "train": ("networks:train", "Train a network, alone or on every rank of mpirun or msrun."),
     "eval": ("networks:evaluate", "Evaluate a checkpoint on val/ or on a robustness set."),
     "export": ("networks:export", "Export a checkpoint for deployment and check the file."),
-    "predict": ("networks:predict_images", "Predict image files from an exported file."),
+    "predict": ("networks:predict_images", "Predict image files from a checkpoint or an exported file."),
     "convert": ("networks:convert", "Convert a checkpoint from or to PyTorch, safetensors or Paddle."),
     "check-data": ("data_sets:check_data", "List every problem of a data set."),
     "check-device": ("figures:check_devices", "Tell which devices MindSpore can use here, and why not."),

@@ -80,7 +80,7 @@ def plot_curves(epochs: Sequence[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
+def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str = "") -> None:
     """Draw the images by true class (row) and predicted class (column), (K, K), of the K names.
 
     Shades are parts of the true class; numbers count images, where there is room.
@@ -94,7 +94,7 @@ def plot_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> None
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Greys", norm=PowerNorm(0.5, 0, 1))  # a mistake of 2 % is seen, too
     figure.colorbar(drawn, ax=axes, label="part of the true class", shrink=0.7)
-    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
     if classes <= 100:
         font = {"fontsize": 9 if classes <= 30 else 5, "parse_math": False}
         short = [_short(name) for name in names]

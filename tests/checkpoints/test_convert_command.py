@@ -61,6 +61,10 @@ def test_command_line_for_fine_tuning(tmp_path, convert):
     assert full["fc.weight"].shape == (5, 136)
     assert full["layer4.0.bn2.gamma"].asnumpy().tobytes() == backbone["layer4.0.bn2.weight"].tobytes()
 
+    keys = ["--net_name=resnet10", "--pooling=dropcov", "--reduction_dim=16", "--class_num=5", "--base_width=8"]
+    result = convert("--source=gap.pth", *keys, "--output=keys.ckpt", "--backbone_only")  # without a file
+    assert result[0] == 0 and set(read_ckpt(tmp_path / "keys.ckpt")) == set(full), result[2]
+
     result = convert("--source=m.ckpt", "--config_path=c.yaml", "--output=n.ckpt", "--num_classes=3")
     assert result[0] == 0, result[2]
     assert set(full) - set(read_ckpt(tmp_path / "n.ckpt")) == {"fc.weight", "fc.bias"}
@@ -68,7 +72,7 @@ def test_command_line_for_fine_tuning(tmp_path, convert):
 
 def test_command_line_usage(tmp_path, convert):
     result = convert("--source=m.pth", "--output=m.ckpt")
-    assert result[0] == 2 and "--config_path is needed" in result[2]
+    assert result[0] == 2 and "which network? Give --config_path=FILE, or keys: --net_name=" in result[2]
     result = convert("--source=m.pth", "--output=m.ckpt", "--config_path=c.yaml", "--reduktion_dim=3")
     assert result[0] == 2 and "reduction_dim" in result[2]
     result = convert("--source=m.pth", "--output=m.ckpt", "--config_path=c.yaml")

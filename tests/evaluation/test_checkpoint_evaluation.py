@@ -16,7 +16,7 @@ from covpool.build import architecture, build_model, build_source, description
 from covpool.checkpoints.format import load_network, read_checkpoint, save_checkpoint
 from covpool.config import Config
 from covpool.config.command_line import Program, parse_args
-from covpool.errors import UserError
+from covpool.errors import ConfigError, UserError
 from covpool.evaluation.run import evaluate_checkpoint
 from covpool.runtime.distributed import World
 
@@ -215,3 +215,29 @@ def test_a_result_that_cannot_be_written_is_shown_first(data: Path, checkpoint: 
     with pytest.raises(UserError, match=r"cannot write result_path .*folder/out\.json"):
         evaluate_checkpoint(config.replace(result_path=str(folder / "out.json")), World(), show)
     assert len(shown) == 1 and shown[0]["num_samples"] == 20
+
+
+def test_the_part_of_train_that_was_held_out_is_remembered(
+    data: Path, config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder without val/: what is evaluated is what the training did not see, unless told otherwise."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "train").symlink_to(SAMPLE / "val")  # 50 images a class
+    held = config.replace(data_path=str(root), val_fraction=0.2)
+    about = description(held, build_source(held, "train", World()))
+    save_checkpoint(tmp_path / "net.ckpt", build_model(held), about=about)
+    count = build_source(held, "val", World()).num_samples
+    assert 50 < count < 200
+    assert evaluate(root, tmp_path / "net.ckpt")["num_samples"] == count
+    assert "trained on" not in caplog.text
+    assert evaluate(root, tmp_path / "net.ckpt", "--val_fraction=0.5")["num_samples"] > count
+    assert "val_fraction is 0.5 here and was 0.2 in the training" in caplog.text
+    assert evaluate(data, tmp_path / "net.ckpt")["num_samples"] == 20, "where there is a val/, it counts"
+
+
+def test_a_checkpoint_needs_no_key() -> None:
+    program = Program("", required=("checkpoint_file_path",), config_optional=True)
+    assert parse_args(["net.ckpt", "--batch_size=4"], program).checkpoint_file_path == "net.ckpt"
+    with pytest.raises(ConfigError, match=r"'net\.ckpt': must have the form --key=value"):
+        parse_args(["net.ckpt"], Program("", config_optional=True))

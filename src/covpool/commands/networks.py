@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from covpool.config import Config, load_config
-from covpool.config.command_line import Program, key_type, open_session, run_entry_point
+from covpool.config import Config
+from covpool.config.command_line import Program, key_type, open_session, parse_args, run_entry_point
 from covpool.config.modelarts import synchronised
 from covpool.errors import UserError
 from covpool.runtime.command import count, new_parser, progress_bar
@@ -76,8 +76,9 @@ def evaluate(config: Config) -> None:
             print(f"result: {shown} ckpt={local.checkpoint_file_path}", flush=True)
 
         compute(local, world, show, stop)
-        if world.is_main and local.report_path:
-            print(f"confusion matrix and most confident mistakes: {local.report_path}")
+        if world.is_main and local.robustness == "none":
+            where = local.report_path or "--report_path=FOLDER draws them"
+            print(f"confusion matrix and most confident mistakes: {where}")
 
 
 @_command(
@@ -103,10 +104,10 @@ def export(config: Config) -> None:
 def convert(argv: Sequence[str]) -> int:
     """Convert a checkpoint: PyTorch, safetensors or Paddle to MindSpore, and back to PyTorch names.
 
-    covpool convert --source resnet18.pth --config_path=config/FILE.yaml --output resnet18.ckpt
+    covpool convert --source resnet18.pth --net_name=resnet18 --backbone_only --output resnet18.ckpt
 
-    The result is checked against the network of the configuration. Further options, --key=value, change keys of the
-    configuration, as in train.py.
+    The result is checked against the network of a configuration file or of the keys. Further options, --key=value, are
+    keys of the configuration, as in train.py.
     """
     parser = new_parser("covpool convert", convert.__doc__)
     parser.add_argument("--source", type=Path, required=True, help=".pth, .pth.tar, .safetensors, .pdparams or .ckpt")
@@ -122,9 +123,14 @@ def convert(argv: Sequence[str]) -> int:
     )
     arguments, overrides = parser.parse_known_args(argv)
     classes, network = arguments.num_classes, None
-    if arguments.config_path is None and (arguments.to == "ckpt" or classes or arguments.backbone_only):
-        parser.error("--config_path is needed")
-    config = load_config(arguments.config_path, overrides) if arguments.config_path else None
+    config = None
+    if arguments.config_path or overrides:
+        file = [f"--config_path={arguments.config_path}"] if arguments.config_path else []
+        config = parse_args([*file, *overrides], Program("", config_optional=True))
+    if not (arguments.config_path or (config and config.says("net_name"))):
+        if arguments.to == "ckpt" or classes or arguments.backbone_only:
+            parser.error("which network? Give --config_path=FILE, or keys: --net_name=resnet50 --pooling=dropcov")
+        config = None
     prepare_environment()
     import mindspore as ms
 

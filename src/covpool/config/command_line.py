@@ -63,7 +63,8 @@ def parse_args(argv: Sequence[str], program: Program) -> Config:
     They are `--config_path=FILE` and `--key=value` or `--key value`; of two values of a key, the last one counts.
     """
     wanted = [text for text in argv if text in ("--help", "-h", "--help=all")]
-    paths, overrides = _split([text for text in argv if text not in wanted])
+    takes_file = "checkpoint_file_path" in program.required
+    paths, overrides = _split([text for text in argv if text not in wanted], takes_file)
     if not paths and not wanted and not program.config_optional:
         raise ConfigError(f"{COMMAND_LINE}: --config_path=FILE is missing (--help shows the keys)")
     layer = read_layer(paths[-1]) if paths else Layer()
@@ -140,12 +141,18 @@ def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates configuration paths from overrides, joining `--key value` to `--key=value`."""
+def _split(argv: Sequence[str], takes_file: bool) -> tuple[list[str], list[str]]:
+    """Separates configuration paths from overrides, joining `--key value` to `--key=value`.
+
+    With `takes_file`, FILE.ckpt without a key is `checkpoint_file_path`.
+    """
     paths, overrides = [], []
     rest = list(argv)
     while rest:
         text = rest.pop(0)
+        if takes_file and text.endswith(".ckpt") and not text.startswith("-"):
+            overrides.append(f"--checkpoint_file_path={text}")
+            continue
         if not text.startswith("--") or text == "--":
             raise ConfigError(f"{COMMAND_LINE}: {show(text)}: must have the form --key=value")
         key, sign, value = text[2:].partition("=")

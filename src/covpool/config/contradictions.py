@@ -26,6 +26,7 @@ def contradictions(config: Any) -> list[str]:
         cooldown = f" and cooldown_epochs = {config.cooldown_epochs}" if config.cooldown_epochs else ""
         found.append(
             f"warmup_epochs = {config.warmup_epochs}{cooldown}: must be below epoch_size = {config.epoch_size}"
+            f"; give {'both' if cooldown else '--warmup_epochs'}, too"
         )
     if config.cooldown_epochs and config.lr_end == 0:
         found.append(f"cooldown_epochs = {config.cooldown_epochs}: needs lr_end above 0, the rate of these epochs")

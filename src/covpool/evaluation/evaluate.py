@@ -209,8 +209,8 @@ def numpy_batches(dataset: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield from dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
 
-def write_report(folder: Path, result: Evaluation, source: Source) -> None:
-    """Write ``confusion_matrix.csv``, ``confusion_matrix.png`` and ``mistakes.png`` into a folder.
+def write_report(folder: Path, result: Evaluation, source: Source, title: str = "") -> None:
+    """Write ``confusion_matrix.csv``, ``confusion_matrix.png`` (with a title) and ``mistakes.png`` into a folder.
 
     Rows of the matrix are true classes, columns predicted ones. Of more than ``MAX_CONFUSION_CLASSES`` classes
     there is none. OSError: a file cannot be written. UserError: an image cannot be read any more.
@@ -221,7 +221,7 @@ def write_report(folder: Path, result: Evaluation, source: Source) -> None:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["true class", *names])
             rows.writerows([name, *row] for name, row in zip(names, result.confusion.tolist()))
-        plot_confusion(result.confusion, names, folder / "confusion_matrix.png")
+        plot_confusion(result.confusion, names, folder / "confusion_matrix.png", title)
     shown = [
         (source.pixels(m.index), f"{names[m.label]}\npredicted {names[m.predicted]}, {m.probability:.0%}")
         for m in result.mistakes

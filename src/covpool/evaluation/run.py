@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from covpool.build import architecture, build_dataset, build_model, build_source, image_transform, with_checkpoint
-from covpool.checkpoints.format import load_network, other_classes, read_checkpoint
+from covpool.checkpoints.format import Checkpoint, load_network, other_classes, read_checkpoint
 from covpool.config import Config
 from covpool.data.decoding import printable
 from covpool.errors import UserError
@@ -20,6 +21,8 @@ from covpool.runtime.command import progress_bar, shows_bar
 from covpool.runtime.distributed import World
 from covpool.runtime.files import check_writable, os_errors_as, write_json
 from covpool.runtime.signals import StopRequest
+
+logger = logging.getLogger(__name__)
 
 Show = Optional[Callable[[dict[str, Any]], None]]
 
@@ -47,6 +50,7 @@ def evaluate_checkpoint(
     check_result_path(config, world)
     checkpoint = read_checkpoint(config.checkpoint_file_path).averaged(config.use_ema)
     config = with_checkpoint(config, checkpoint, world)
+    config = _with_split(config, checkpoint, world)
     network = build_model(config)
     load_network(network, checkpoint)
     source = build_source(config.replace(class_num="auto"), config.split, world)  # compared below
@@ -89,6 +93,22 @@ def evaluate_checkpoint(
         with os_errors_as(f"cannot write report_path {config.report_path}"):
             write_report(Path(config.report_path), result, source)
     return values
+
+
+def _with_split(config: Config, checkpoint: Checkpoint, world: World) -> Config:
+    """The configuration with the ``val_fraction`` of a training, whose other images the network has seen."""
+    trained = checkpoint.about.get("val_fraction")
+    if not trained or config.dataset not in ("image_folder", "imagenet2012"):
+        return config
+    if not config.says("val_fraction"):
+        return config.replace(val_fraction=trained)
+    if config.val_fraction != trained and world.is_main:
+        logger.warning(
+            "val_fraction is %g here and was %s in the training: some of these images were trained on",
+            config.val_fraction,
+            trained,
+        )
+    return config
 
 
 def check_result_path(config: Config, world: World) -> None:

@@ -75,7 +75,7 @@ def apply_cpu_kernels(network: nn.Cell, library: Path | None, threads: int | Non
     threads = threads or threads_of_process()
     set_threads(library, threads)
     count = _replace(network, library)
-    logger.info("compiled CPU kernels in %d cells, %d thread%s", count, threads, "" if threads == 1 else "s")
+    logger.info("compiled CPU kernels compute %d layers, %d thread%s", count, threads, "" if threads == 1 else "s")
     return count
 
 

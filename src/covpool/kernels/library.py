@@ -63,7 +63,7 @@ def compile_kernels(folder: Path | None = None) -> Path:
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f"the compiled kernels need a C++ compiler, and {compiler!r} does not run ({error}); "
+            f"the compiled kernels need a C++ compiler, and {compiler!r} does not run; "
             "install g++, name another compiler in CXX, or use cpu_kernels=mindspore",
             2,
         ) from error

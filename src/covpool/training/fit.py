@@ -187,7 +187,9 @@ def _draw(run: Training, evaluation: Evaluation | None) -> None:
     """Draw the curves, and what the last evaluation confused; an error there must not undo a training."""
     folder, drawings = run.folder, {run.folder.curves: lambda: plot_curves(folder.records("epoch"), folder.curves)}
     if evaluation is not None and run.val is not None:
-        drawings[folder.evaluation] = partial(write_report, folder.evaluation, evaluation, run.val)
+        drawings[folder.evaluation] = partial(
+            write_report, folder.evaluation, evaluation, run.val, f"after epoch {run.config.epoch_size}"
+        )
     for path, draw in drawings.items():
         try:
             draw()

@@ -75,7 +75,7 @@ class EpochProgress(Callback):
         self._cpu_started = time.process_time()
         self._unmeasured = 0  # with a data sink one call stands for an epoch, compilation included
         title, shown = f"epoch {start.epoch + 1}/{plan.epochs}", bar and folder is not None
-        self._bar = progress_bar(None, plan.steps, title, shown=shown, initial=start.step, bar_format=_BAR)
+        self._bar = progress_bar(None, plan.steps, title, "step", shown=shown, initial=start.step, bar_format=_BAR)
 
     @property
     def so_far(self) -> Progress:

@@ -42,6 +42,8 @@ from covpool.training.step import build_step
 
 logger = logging.getLogger(__name__)
 
+_HIGH_ADAPTIVE_RATE = 0.02  # of optimisers that divide gradients by their size
+
 
 @dataclass(frozen=True)
 class Training:
@@ -189,6 +191,11 @@ def begin(run: Training, log: LogFile) -> None:
         f"{config.net_name} + {config.pooling}, {text}, {config.mode_name} mode on "
         f"{config.device_target}; {run.train.num_samples} training images in {len(run.train.class_names)} classes"
     )
+    if config.optimizer in ("adamw", "lamb", "lion") and plan.rates.max() > _HIGH_ADAPTIVE_RATE:
+        logger.warning(
+            f"a rate of {plan.rates.max():g} is high for {config.optimizer}: --lr_max=1e-3 is a usual one, with "
+            "--weight_decay=0.05"
+        )
     logger.info(
         f"global batch {plan.global_batch} = {plan.global_batch // world.size} x {world.size} "
         f"rank{'' if world.size == 1 else 's'}, {plan.steps} steps an epoch, rate up to {plan.rates.max():g} "
