@@ -165,6 +165,13 @@ def test_closest_always_answers():
         ({"class_weights": (0.0, 0.0), "class_num": 2}, ["class_weights: all are 0"]),
         ({"warmup_epochs": 3, "cooldown_epochs": 2, "epoch_size": 5, "lr_end": 0.1}, ["cooldown_epochs = 2", "below"]),
         ({"cooldown_epochs": 2}, ["cooldown_epochs = 2", "lr_end above 0"]),
+        (
+            {"cooldown_epochs": 2, "lr_end": 0.01, "lr_decay_mode": "poly"},
+            ["poly does not end at lr_end"],
+        ),
+        ({"distillation": "hard"}, ["distillation = hard: has no effect without teacher"]),
+        ({"clip_mode": "value"}, ["clip_mode = value: has no effect without clip_grad"]),
+        ({"focal_gamma": 1.0}, ["focal_gamma = 1.0: has no effect without loss = focal"]),
         ({"lr_decay_mode": "one_cycle", "warmup_epochs": 5}, ["warmup_epochs = 5", "its own warm-up"]),
         ({"lr_base": 0.1, "lr_max": 0.2}, ["lr_base = 0.1", "lr_max = 0.2", "(0.1)"]),
         ({"betas": (0.9, 0.99)}, ["betas = [0.9, 0.99]", "optimizer = momentum has none"]),

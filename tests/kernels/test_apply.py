@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -76,3 +77,30 @@ def test_without_a_compiler_auto_says_so(monkeypatch: pytest.MonkeyPatch, caplog
 
 def test_auto_is_compiled(cache: None) -> None:
     assert find_kernels("auto") == find_kernels("compiled") is not None
+
+
+class Scaled(nn.Conv2d):
+    """A convolution of another kind."""
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return 2 * super().construct(x)
+
+
+def test_subclasses_are_left_alone_and_attributes_stay(cache: None) -> None:
+    pair = nn.SequentialCell(
+        Scaled(32, 32, 3, pad_mode="pad", padding=1), nn.Conv2d(32, 32, 3, pad_mode="pad", padding=1)
+    )
+    assert apply_cpu_kernels(pair, find_kernels("compiled")) == 1
+    assert type(pair[0]) is Scaled and (pair[1].kernel_size, pair[1].out_channels) == ((3, 3), 32)
+
+
+def test_a_library_that_cannot_be_loaded(cache: None, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """As on a file system without exec."""
+
+    def refused(path: str) -> None:
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr("ctypes.CDLL", refused)
+    assert find_kernels("auto") is None and "failed to map segment" in caplog.text
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME: failed to map segment"):
+        find_kernels("compiled")

@@ -11,9 +11,12 @@ import pytest
 from mindspore import nn, ops
 
 from covpool.checkpoints.format import save_checkpoint
+from covpool.config import Config
 from covpool.errors import UserError
+from covpool.kernels import for_evaluation
 from covpool.models import create_model, freeze
 from covpool.pooling import UnknownNameError
+from covpool.runtime.distributed import World
 from tests.checkpoints.released import rule_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning", "ignore::UserWarning")
@@ -95,3 +98,30 @@ def test_other_arguments():
         network("resnet18", stem="small")
     with pytest.raises(ValueError, match="no stages"):
         network("mobilenet_v1_050", features_only=True)
+
+
+def test_evaluation_does_not_fold_what_it_does_not_know(graph_mode):
+    """In resnetv2_50 a ReLU stands between normalisation and convolution, which the order of cells does not tell."""
+    cell = network("resnetv2_50", "gap").set_train(False)
+    for p in cell.get_parameters():
+        if p.name.endswith("moving_variance"):
+            p.set_data(ms.Tensor(np.full(p.shape, 2.0, np.float32)))
+    x = ms.Tensor(rule_images(1, 64))
+    expected = cell(x).asnumpy()
+    evaluated = for_evaluation(Config(), cell, World())
+    np.testing.assert_allclose(evaluated(x).asnumpy(), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_dropout_goes_on_where_it_was(pynative_mode):
+    """What is dropped follows counters that are saved with the network."""
+    ms.set_seed(1)
+    first = network("efficientnet_b0", "gap").set_train(True)
+    x = ms.Tensor(rule_images(1, 64))
+    first(x)
+    state = {p.name: ms.Parameter(p.asnumpy(), name=p.name) for p in first.get_parameters()}
+    assert sum(name.endswith(".counter") for name in state) > 5
+    second = network("efficientnet_b0", "gap").set_train(True)
+    ms.load_param_into_net(second, state)
+    expected = first(x).asnumpy()
+    np.testing.assert_array_equal(second(x).asnumpy(), expected)
+    assert (first(x).asnumpy() != expected).any(), "other entries are dropped in the next step"

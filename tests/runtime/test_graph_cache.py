@@ -27,7 +27,10 @@ PROGRAM = """
 import sys
 import mindspore as ms
 from mindspore import nn
+from covpool.runtime import graph_cache
 from covpool.runtime.graph_cache import kept_graphs
+
+graph_cache._DESCRIBED += ("program",)
 
 class Scale(nn.Cell):
     def __init__(self, factor, shift):
@@ -134,6 +137,12 @@ def test_the_digest_is_of_all_that_shapes_a_step() -> None:
     assert len(set(digests)) == len(digests), [c for c, d in zip(changes, digests[1:]) if digests.count(d) > 1]
 
 
+@pytest.fixture
+def described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own classes and functions count as this project's."""
+    monkeypatch.setattr(graph_cache, "_DESCRIBED", (*graph_cache._DESCRIBED, __name__.partition(".")[0]))
+
+
 class Holder(nn.Cell):
     """A cell that holds something."""
 
@@ -157,15 +166,55 @@ class Holder(nn.Cell):
     ],
     ids=str,
 )
-def test_what_a_cell_holds_is_told_apart(one: Any, other: Any) -> None:
+def test_what_a_cell_holds_is_told_apart(one: Any, other: Any, described: None) -> None:
     assert graph_digest(Holder(one)) == graph_digest(Holder(one)) != graph_digest(Holder(other))
 
 
-def test_what_cannot_be_described_is_not_kept(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+def empty_closure() -> Any:
+    def outer() -> Any:
+        def inner(x: Any) -> Any:
+            return later(x)
+
+        if inner is None:
+            later = inner
+        return inner
+
+    return outer()
+
+
+def a_list_in_itself() -> list[Any]:
+    items: list[Any] = []
+    items.append(items)
+    return items
+
+
+def with_a_hook() -> nn.Cell:
+    cell = nn.ReLU()
+    cell.register_forward_hook(lambda *_: None)
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [
+        (object(), "nobody can tell what a object holds"),
+        (empty_closure(), "ell is empty"),
+        (a_list_in_itself(), "recursion"),
+        (with_a_hook(), "has a _lazy_forward_hook"),
+    ],
+    ids=["object", "closure", "list", "hook"],
+)
+def test_what_cannot_be_described(held: Any, reason: str, described: None) -> None:
+    with pytest.raises(graph_cache._Unknown, match=reason):
+        graph_digest(Holder(held))
+
+
+def test_code_of_other_projects_is_not_kept(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    """What it reads, such as globals and the environment, nobody knows."""
     monkeypatch.delenv("MS_COMPILER_CACHE_ENABLE")
     monkeypatch.setattr(graph_cache, "_used", [])
     caplog.set_level("INFO")
     ms.set_context(mode=ms.GRAPH_MODE)
     with graph_cache.kept_graphs(Holder(object()), 1) as compiling, compiling():
         assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
-    assert "compiled graphs are not kept: nobody can tell what a object holds" in caplog.text
+    assert "Holder is code of another project" in caplog.text

@@ -123,7 +123,7 @@ def test_a_step_trains_the_student_alone(mode: str) -> None:
     optimizer = nn.Momentum(student.trainable_params(), 0.1, 0.9)
     model = Model(student, LabelSmoothingCrossEntropy(), optimizer)
     teacher = Teacher(network)
-    set_objective(model, Config(distillation="hard", distillation_alpha=1.0), teacher)
+    set_objective(model, Config(teacher="given", distillation="hard", distillation_alpha=1.0), teacher)
     before = {p.name: p.asnumpy().copy() for p in (*student.get_parameters(), *network.get_parameters())}
     assert len(before) == 2 * len(names)  # no two of one name
     step = model.train_network.set_train()

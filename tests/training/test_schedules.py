@@ -98,10 +98,10 @@ def test_the_configured_rates() -> None:
     config = Config(lr_base=0.4, lr_base_size=256, lr_decay_mode="poly", lr_power=1.0, epoch_size=4, lr_end=0.01)
     np.testing.assert_allclose(recipe_rates(config, 1, 512), [0.8, 0.6, 0.4, 0.2], rtol=1e-6)
     np.testing.assert_allclose(recipe_rates(config, 1, 128), [0.2, 0.15, 0.1, 0.05], rtol=1e-6)
-    cooled = config.replace(cooldown_epochs=2, warmup_epochs=1, lr_factor=10.0)
+    cooled = config.replace(cooldown_epochs=2, warmup_epochs=1, lr_factor=10.0, lr_decay_mode="linear")
     np.testing.assert_allclose(recipe_rates(cooled, 1, 256), [4, 4, 0.1, 0.1], rtol=1e-6)
     trial = cooled.replace(epoch_size=1)
-    np.testing.assert_allclose(recipe_rates(trial, 2, 256), [4, 2], rtol=1e-6)
+    np.testing.assert_allclose(recipe_rates(trial, 2, 256), [4, 2.05], rtol=1e-6)
 
 
 def test_ports_steps_and_step() -> None:

@@ -22,13 +22,15 @@ from covpool.runtime.files import whole_file
 logger = logging.getLogger(__name__)
 
 
-def read_weights(path: Path) -> Checkpoint:
+def read_weights(path: Path, averaged: bool = True) -> Checkpoint:
     """Read a checkpoint of any known format: `.ckpt`, or a state dict of PyTorch, safetensors or Paddle.
+
+    Of a checkpoint with averaged weights these count where ``averaged`` says so.
 
     UserError: see `read_checkpoint`, `read_state_dict` and `convert_state_dict`.
     """
     if path.suffix == ".ckpt":
-        return read_checkpoint(path).averaged()
+        return read_checkpoint(path).averaged(averaged)
     return Checkpoint(path, convert_state_dict(read_state_dict(path)))
 
 

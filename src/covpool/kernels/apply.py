@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from covpool.kernels.library import compile_kernels, set_threads, threads_of_pro
 from covpool.pooling.covariance import Centre, SymmetricVector
 from covpool.pooling.element_wise import Affine, SignedRootL2
 from covpool.pooling.spectral import CovarianceEigen
+from covpool.runtime.files import os_errors_as
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,10 @@ def find_kernels(choice: str) -> Path | None:
     if choice == "mindspore":
         return None
     try:
-        return compile_kernels()
+        library = compile_kernels()
+        with os_errors_as(f"cannot load {library}; on a file system without exec, set XDG_CACHE_HOME"):
+            ctypes.CDLL(str(library))
+        return library
     except UserError as error:
         if choice == "compiled":
             raise
@@ -96,14 +101,14 @@ def _replace(network: nn.Cell, library: Path) -> int:
 
 def _replacement(cell: nn.Cell, library: Path) -> nn.Cell | None:
     """What stands for a cell; None for itself."""
-    if isinstance(cell, nn.Conv2d):
+    if type(cell) is nn.Conv2d:  # a subclass may compute something else
         if takes_winograd(cell):
             return CompiledConv2d(cell, winograd_operator(library, cell.has_bias))
         if takes_stem(cell):
             return CompiledConv2d(cell, stem_operator(library, cell.out_channels, cell.has_bias))
         if takes_depthwise(cell):
             return CompiledConv2d(cell, depthwise_operator(library, cell.stride[0], cell.has_bias))
-    if isinstance(cell, nn.BatchNorm2d):
+    if type(cell) is nn.BatchNorm2d:
         return CompiledBatchNorm2d(cell, batch_norm_operator(library))
     if type(cell) is Centre:
         return CompiledCentre(library)

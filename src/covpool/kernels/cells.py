@@ -17,6 +17,8 @@ from covpool.pooling.element_wise import Affine, SignedRootL2
 from covpool.pooling.spectral import CovarianceEigen
 
 _WIDTH = 32  # channels come in pairs of vectors of 16
+# Of a convolution, for code that reads them.
+_ATTRIBUTES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "group", "has_bias")
 _STEM_WIDTH = 8  # output channels that the 7x7 convolution computes together
 
 
@@ -136,6 +138,17 @@ class CompiledConv2d(nn.Cell):
         super().__init__(auto_prefix=False)  # the weight keeps its name
         self.weight = convolution.weight
         self.bias = convolution.bias if convolution.has_bias else None
+        for name in (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "group",
+            "has_bias",
+        ):
+            setattr(self, name, getattr(convolution, name))  # for code that reads them
         self.operator = operator
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:

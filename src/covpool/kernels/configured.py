@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Callable
@@ -16,24 +17,31 @@ from covpool.models import fold_batch_norm
 from covpool.runtime.distributed import World
 from covpool.runtime.graph_cache import kept_graphs
 
+logger = logging.getLogger(__name__)
+
 
 def cpu_kernels(config: Config) -> Path | None:
     """The compiled kernels that a configuration computes with; None for those of MindSpore or of another device."""
     possible = config.device_target == "CPU" and config.amp_level == "O0" and not config.recompute
+    if config.recompute and config.cpu_kernels == "auto":
+        logger.info("recompute works with MindSpore's own CPU kernels alone: they are used")
     return find_kernels(config.cpu_kernels) if possible else None
 
 
 def for_evaluation(config: Config, network: nn.Cell, world: World) -> nn.Cell:
-    """What evaluates a network: with compiled kernels a copy of it, batch normalisations folded where that is possible.
+    """What evaluates a network: with compiled kernels a copy of one of this project, batch normalisations folded.
 
-    Its logits differ by rounding from those of the network itself, which is what is evaluated without such kernels.
+    Its logits differ by rounding from those of the network itself, which is what is evaluated without such kernels. Of
+    other networks nobody knows in which order they apply their layers: they get the kernels as they are.
     """
     kernels = cpu_kernels(config)
     if kernels is None:
         return network
-    folded = fold_batch_norm(network, whole=False)
-    apply_cpu_kernels(folded, kernels, threads_of_process(world.local_size))
-    return folded
+    known = all(type(cell).__module__.startswith(("covpool.", "mindspore.")) for _, cell in network.cells_and_names())
+    if known:
+        network = fold_batch_norm(network, whole=False)
+    apply_cpu_kernels(network, kernels, threads_of_process(world.local_size))
+    return network
 
 
 def kept(

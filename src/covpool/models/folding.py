@@ -38,9 +38,9 @@ def fold_batch_norm(network: nn.Cell, whole: bool = True) -> nn.Cell:
         parent.compile_cache.clear()
         previous, children = None, list(parent.name_cells().items())
         for index, (name, cell) in enumerate(children):
-            if isinstance(cell, nn.BatchNorm2d):
+            if type(cell) is nn.BatchNorm2d:  # a subclass may compute something else
                 following = children[index + 1][1] if index + 1 < len(children) else None
-                before = isinstance(previous, nn.Conv2d) and previous.out_channels == cell.num_features
+                before = type(previous) is nn.Conv2d and previous.out_channels == cell.num_features
                 problem = ""
                 if not before and not _takes_scaled(following, cell.num_features):
                     problem = "no convolution of its width stands before it"
@@ -59,7 +59,7 @@ def fold_batch_norm(network: nn.Cell, whole: bool = True) -> nn.Cell:
 
 
 def _takes_scaled(cell: nn.Cell | None, channels: int) -> bool:
-    return isinstance(cell, nn.Conv2d) and (cell.in_channels, cell.kernel_size, cell.group) == (channels, (1, 1), 1)
+    return type(cell) is nn.Conv2d and (cell.in_channels, cell.kernel_size, cell.group) == (channels, (1, 1), 1)
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, before: bool) -> None:

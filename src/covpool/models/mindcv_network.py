@@ -12,6 +12,7 @@ from mindspore import nn
 from covpool.errors import UserError
 from covpool.models.classifier import ImageClassifier
 from covpool.models.token_head import token_map
+from covpool.pooling.counter_random import Dropout
 from covpool.registry import UnknownNameError
 
 MINDCV = "mindcv/"
@@ -53,7 +54,9 @@ class MindCVNetwork(ImageClassifier):
         config = mindcv.models.registry.get_pretrained_cfg(name)
         size = (config.get("input_size") or (3, 224, 224))[-1]
         try:
-            self.backbone = mindcv.create_model(name, in_channels=in_channels)
+            backbone = mindcv.create_model(name, in_channels=in_channels)
+            _replace_dropout(backbone)
+            self.backbone = backbone
             if getattr(self.backbone, "aux_logits", False):
                 self.backbone.aux_logits = False  # a second output in training
             for child, cell in self.backbone.name_cells().items():
@@ -79,6 +82,28 @@ class MindCVNetwork(ImageClassifier):
         if self.tokens:
             x = token_map(x[:, self.class_tokens :])
         return x
+
+
+class _AnyDropout(Dropout):
+    """Dropout of entries of any tensor (N, ...)."""
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:  # type: ignore[override]
+        return super().construct(x.reshape(x.shape[0], -1)).reshape(x.shape)
+
+
+def _replace_dropout(network: nn.Cell) -> None:
+    """Draw what is dropped from the counter-based generator: a checkpoint keeps its state, unlike MindSpore's."""
+    found = [(path, parent) for path, parent in network.cells_and_names() if not isinstance(parent, nn.Dropout)]
+    seed = 0
+    for path, parent in found:
+        for child, cell in parent.name_cells().items():
+            if isinstance(cell, nn.Dropout) and cell.p > 0:
+                seed += 1
+                own = _AnyDropout(cell.p, seed)
+                own.update_parameters_name(f"{path}.{child}.".lstrip("."))
+                parent._cells[child] = own
+        if isinstance(parent, nn.SequentialCell):
+            parent.cell_list = list(parent.cells())
 
 
 def _probe(network: nn.Cell, channels: int, size: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 MindSpore 2.8 finds a kept graph by nothing but the files of source: after a graph that computes 1 x 2, one that should
 compute 1 x 3 returns 2. So each graph gets a folder of its own here, named by a digest of all that shapes it. A graph
-that holds anything that cannot be described is not kept.
+that holds anything that cannot be described, or that code of other projects takes part in, is not kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import platform
 import re
 import shutil
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -37,12 +36,16 @@ logger = logging.getLogger(__name__)
 _ENABLE, _PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 _SUMS = "sums.json"  # digests of a folder's files
 _MOST = 100  # graphs that are kept, about a megabyte each
+# Packages whose sources the digest has, or whose versions: what else a cell holds may compute something else tomorrow.
+_DESCRIBED = ("builtins", "collections", "covpool", "functools", "mindcv", "mindspore", "numpy")
 _SETTINGS = re.compile("MS_(DEV|ENABLE|JIT|DISABLE)_.*")  # variables that change what MindSpore makes of a graph
 # What every cell has, and what of it shapes a graph; the rest are counters, times and hooks that are None.
 _OF_CELLS = frozenset(vars(nn.Cell())) | {"_cell_init_args", "_cell_tag", "instance_key"}
-_SHAPING = ("training", "mixed_precision_type", "_amp_level", "requires_grad", "_has_config_recompute", "has_bprop")
+_SHAPING = (
+    *("training", "mixed_precision_type", "_amp_level", "requires_grad", "_has_config_recompute", "has_bprop"),
+    "_jit_config_dict",
+)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
-
 
 _used: list[Path] = []  # by this process: MindSpore remembers the first folder
 
@@ -70,39 +73,44 @@ def kept_graphs(cell: nn.Cell, count: int, *what: Any) -> Iterator[Callable[[], 
         yield nullcontext
         return
     _used.append(folder)
-    if _is_whole(folder):
-        with suppress(OSError):  # a cache that cannot be written to does not grow
-            os.utime(folder)
-        yield partial(_variables, folder)
-        return
     with ExitStack() as stack:
         try:
             new = stack.enter_context(workspace(folder)) / "new"
-            new.mkdir()
+            if whole := _is_whole(folder):
+                shutil.copytree(folder, new)  # MindSpore writes into what it does not like
+                with suppress(OSError):
+                    os.utime(folder)
+            else:
+                new.mkdir(mode=0o700)
         except OSError as error:
             logger.info("compiled graphs are not kept: %s", error)
             yield nullcontext
             return
         yield partial(_variables, new)
-        _publish(new, folder, count)
+        if not whole:
+            _publish(new, folder, count)
 
 
 def _folder(cell: nn.Cell, what: tuple[Any, ...]) -> Path | None:
     try:
-        folder = own_folder(user_cache()) / "graphs" / graph_digest(cell, *what)
-        folder.parent.mkdir(exist_ok=True)
+        graphs = own_folder(own_folder(user_cache()) / "graphs")
+        remove_leftovers(graphs)
+        return graphs / graph_digest(cell, *what)
     except (_Unknown, OSError, UserError) as error:
         logger.info("compiled graphs are not kept: %s", error)
         return None
-    return folder
 
 
 def graph_digest(cell: nn.Cell, *what: Any) -> str:
     """A name for all that shapes the graph of a cell; the same in every process that builds the same graph."""
     settings = {name: value for name, value in os.environ.items() if _SETTINGS.fullmatch(name)}
-    versions = (ms.__version__, platform.python_version(), platform.machine(), ms.get_context("device_target"))
+    mindcv = getattr(sys.modules.get("mindcv"), "__version__", None)
+    versions = (ms.__version__, mindcv, platform.python_version(), platform.machine(), ms.get_context("device_target"))
     digest = hashlib.sha256()
-    _Describer(digest).add((versions, settings, _sources(), what, cell))
+    try:
+        _Describer(digest).add((versions, settings, _package(), what, cell))
+    except (AttributeError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise _Unknown(f"something in the network cannot be described: {error}") from error
     return digest.hexdigest()[:32]
 
 
@@ -121,6 +129,8 @@ class _Describer:
             self._put(f"{type(value).__name__} {len(items)}")
             for item in items:
                 self.add(item)
+            if getattr(value, "__dict__", None):  # of a class of its own
+                self.add(vars(value))
         elif isinstance(value, Mapping):
             self._put(f"mapping {len(value)}")
             for key, item in value.items():
@@ -149,16 +159,21 @@ class _Describer:
             self._add_object(value)
 
     def _add_object(self, value: Any) -> None:
+        kind = value if isinstance(value, types.FunctionType) else type(value)
+        if not isinstance(value, types.CodeType) and (kind.__module__ or "").partition(".")[0] not in _DESCRIBED:
+            raise _Unknown(f"{kind.__module__}.{kind.__qualname__} is code of another project")
         self._put(f"object of {type(value).__module__}.{type(value).__qualname__}")
         if isinstance(value, nn.Cell):
+            if hooks := [name for name, item in vars(value).items() if name.endswith("_hook") and item]:
+                raise _Unknown(f"a {type(value).__qualname__} has a {hooks[0]}")
             own = {name: item for name, item in vars(value).items() if name not in _OF_CELLS}
             self.add({name: getattr(value, name) for name in _SHAPING})
-            self.add({**value._cells, **value._params, **own})
+            self.add({**value._cells, **value._params, **value._buffers, **own})
             self.add(dict(value.get_flags()))
         elif isinstance(value, types.FunctionType):
             self._put(f"{value.__module__}.{value.__qualname__}")
             self.add((value.__code__, value.__defaults__, value.__kwdefaults__))
-            self.add([cell.cell_contents for cell in value.__closure__ or ()])
+            self.add([cell.cell_contents for cell in value.__closure__ or ()])  # ValueError where one is empty
         elif isinstance(value, types.CodeType):
             self.add((value.co_code, value.co_names, value.co_consts))
         elif isinstance(value, types.MethodType):
@@ -185,18 +200,6 @@ def _package() -> str:
     for path in sorted(Path(covpool.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _sources() -> list[str]:
-    """Digests of this package, and of all loaded modules that belong to no installation: the user's own."""
-    installed = tuple({sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()})
-    package = str(Path(covpool.__file__).parent)
-    digests = set()
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if path and path.endswith(".py") and not path.startswith((*installed, package)) and Path(path).is_file():
-            digests.add(hashlib.sha256(read_bytes(path)).hexdigest())
-    return [_package(), *sorted(digests)]
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class _Loss(nn.Cell):
         total = (losses * self.class_weights).sum()
         if targets.ndim == 2:
             return total / losses.shape[0]
-        return total / ops.gather(self.class_weights, targets, 0).sum()
+        return total / ops.maximum(ops.gather(self.class_weights, targets, 0).sum(), _SMALLEST)  # weights may be 0
 
 
 class LabelSmoothingCrossEntropy(_Loss):

@@ -94,8 +94,13 @@ def prepare(config: Config, world: World, folder: RunFolder) -> Training:
         start = state.restore(resumed, architecture(config))
         config = with_transform(config, resumed, world)
     elif config.pre_trained:
-        weights = read_weights(Path(config.pre_trained))
-        start_from(network, weights, architecture(config), state.about["class_names"])
+        weights = read_weights(Path(config.pre_trained), config.use_ema)
+        kept = start_from(network, weights, architecture(config), state.about["class_names"])
+        if config.freeze_bn and any("layer_reduce" in name for name in kept):
+            logger.warning(
+                "freeze_bn freezes the normalisation of the new reduction, too, at mean 0 and variance 1: "
+                "--freeze=[backbone] freezes that of the backbone alone"
+            )
         config = with_transform(config, weights, world, keys=("mean", "std"))
         state.begin_average()
     elif config.fine_tune:
