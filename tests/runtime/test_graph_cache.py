@@ -164,7 +164,7 @@ class Holder(nn.Cell):
         (ms.ops.ReduceSum(), ms.ops.ReduceSum(keep_dims=True)),
         (lambda x: x + 1, lambda x: x + 2),
     ],
-    ids=str,
+    ids=["int", "float", "order", "tensor", "array", "type", "key", "primitive", "function"],
 )
 def test_what_a_cell_holds_is_told_apart(one: Any, other: Any, described: None) -> None:
     assert graph_digest(Holder(one)) == graph_digest(Holder(one)) != graph_digest(Holder(other))

@@ -2,6 +2,7 @@
 
 from covpool.export.predict import Prediction, find_images, open_model, predict, write_predictions
 from covpool.export.run import FORMATS, Exported, ExportedModel, export_checkpoint, export_network, open_exported
+from covpool.models import fold_batch_norm
 
 __all__ = [
     "FORMATS",
@@ -11,6 +12,7 @@ __all__ = [
     "export_checkpoint",
     "export_network",
     "find_images",
+    "fold_batch_norm",
     "open_exported",
     "open_model",
     "predict",
