@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +41,13 @@ def test_the_drawn_iteration_is_the_one_of_the_pooling(drawing) -> None:
     lam, u = np.linalg.eigh(c)
     y = drawing.newton_schulz(lam / lam.sum(), 5) * np.sqrt(lam.sum())
     np.testing.assert_allclose(drawing.pooled("fast_mpn", x), (u * y) @ u.T, atol=1e-5)
+
+
+def test_links_lead_somewhere(root: Path) -> None:
+    """Relative links and pictures of all documents."""
+    dead = []
+    for document in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
+            if "://" not in target and not (document.parent / target).exists():
+                dead.append(f"{document.relative_to(root)}: {target}")
+    assert not dead, "\n".join(dead)
