@@ -61,6 +61,13 @@ def test_command_line_for_fine_tuning(tmp_path, convert):
     assert full["fc.weight"].shape == (5, 136)
     assert full["layer4.0.bn2.gamma"].asnumpy().tobytes() == backbone["layer4.0.bn2.weight"].tobytes()
 
+    result = convert("--source=gap.pth", "--backbone_only")  # of a ResNet the file tells enough
+    assert result[0] == 0 and (tmp_path / "gap.ckpt").is_file(), result[2]
+    alone = read_ckpt(tmp_path / "gap.ckpt")
+    assert alone["layer4.0.bn2.gamma"].asnumpy().tobytes() == backbone["layer4.0.bn2.weight"].tobytes()
+    result = convert("--source=gap.pth", "--backbone_only")
+    assert result[0] == 2 and "gap.ckpt exists already: give --output=FILE" in result[2]
+
     keys = ["--net_name=resnet10", "--pooling=dropcov", "--reduction_dim=16", "--class_num=5", "--base_width=8"]
     result = convert("--source=gap.pth", *keys, "--output=keys.ckpt", "--backbone_only")  # without a file
     assert result[0] == 0 and set(read_ckpt(tmp_path / "keys.ckpt")) == set(full), result[2]

@@ -158,6 +158,15 @@ def _traits(shapes: Shapes) -> dict[str, Trait]:
     return found
 
 
+def resnet_keys(shapes: Shapes) -> dict[str, Any]:
+    """The keys of the backbone of a ResNet that its MindSpore parameters tell; empty for any other network."""
+    found = _traits(shapes)
+    name = str(found.get("net_name", "")).rpartition("(")[2].rstrip(")")
+    if name not in _DEPTHS.values():
+        return {}
+    return {"net_name": name, **{key: found[key] for key in ("base_width", "stem", "in_channels") if key in found}}
+
+
 def _contradictions(checkpoint: Mapping[str, ms.Parameter], network: Mapping[str, ms.Parameter]) -> list[str]:
     """What the two differ in, one phrase each; empty when nothing was recognised."""
     here, there = (_traits({name: tuple(p.shape) for name, p in side.items()}) for side in (checkpoint, network))

@@ -104,14 +104,14 @@ def export(config: Config) -> None:
 def convert(argv: Sequence[str]) -> int:
     """Convert a checkpoint: PyTorch, safetensors or Paddle to MindSpore, and back to PyTorch names.
 
-    covpool convert --source resnet18.pth --net_name=resnet18 --backbone_only --output resnet18.ckpt
+    covpool convert --source resnet18.pth --backbone_only
 
-    The result is checked against the network of a configuration file or of the keys. Further options, --key=value, are
-    keys of the configuration, as in train.py.
+    The result is checked against the network of a configuration file, or of keys of the configuration, --key=value, as
+    in train.py. The backbone of a ResNet needs neither.
     """
     parser = new_parser("covpool convert", convert.__doc__)
     parser.add_argument("--source", type=Path, required=True, help=".pth, .pth.tar, .safetensors, .pdparams or .ckpt")
-    parser.add_argument("--output", type=Path, required=True, help="the new file")
+    parser.add_argument("--output", type=Path, help="the new file (default: the name of the source, in this folder)")
     parser.add_argument("--config_path", help="configuration of the network; optional with --to=safetensors")
     parser.add_argument("--to", choices=("ckpt", "safetensors"), default="ckpt", help="format of the new file")
     parser.add_argument("--num_classes", type=int, help="classes to fine-tune for: the classifier is left out")
@@ -127,15 +127,24 @@ def convert(argv: Sequence[str]) -> int:
     if arguments.config_path or overrides:
         file = [f"--config_path={arguments.config_path}"] if arguments.config_path else []
         config = parse_args([*file, *overrides], Program("", config_optional=True))
-    if not (arguments.config_path or (config and config.says("net_name"))):
-        if arguments.to == "ckpt" or classes or arguments.backbone_only:
-            parser.error("which network? Give --config_path=FILE, or keys: --net_name=resnet50 --pooling=dropcov")
-        config = None
+    if arguments.output is None:
+        arguments.output = Path(arguments.source.with_suffix(f".{arguments.to}").name)
+        if arguments.output.exists():
+            parser.error(f"{arguments.output} exists already: give --output=FILE")
     prepare_environment()
     import mindspore as ms
 
     from covpool.build import build_model
-    from covpool.checkpoints import convert_file
+    from covpool.checkpoints import convert_file, read_parameters
+    from covpool.checkpoints.loading import resnet_keys
+
+    if not (arguments.config_path or (config and config.says("net_name"))):
+        keys = {}
+        if arguments.backbone_only:
+            keys = resnet_keys({name: p.shape for name, p in read_parameters(arguments.source).items()})
+        if not keys and (arguments.to == "ckpt" or classes or arguments.backbone_only):
+            parser.error("which network? Give --config_path=FILE, or keys: --net_name=resnet50 --pooling=dropcov")
+        config = (config or Config()).replace(**keys) if keys else None
 
     if config is not None:
         ms.set_seed(config.seed)
