@@ -70,6 +70,8 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "losses": lambda value: isinstance(value, list) and all(_are_numbers(row) and len(row) in (2, 3) for row in value),
     "architecture": lambda value: isinstance(value, dict),
     "transform": lambda value: isinstance(value, dict),
+    "val_fraction": lambda value: _is_number(value) and 0 < value < 1,
+    "cpu_kernels": lambda value: isinstance(value, str),
     "class_names": _are_names,
     "mean": _are_numbers,
     "std": _are_numbers,

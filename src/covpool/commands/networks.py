@@ -123,10 +123,9 @@ def convert(argv: Sequence[str]) -> int:
     )
     arguments, overrides = parser.parse_known_args(argv)
     classes, network = arguments.num_classes, None
-    config = None
-    if arguments.config_path or overrides:
-        file = [f"--config_path={arguments.config_path}"] if arguments.config_path else []
-        config = parse_args([*file, *overrides], Program("", config_optional=True))
+    file = [f"--config_path={arguments.config_path}"] if arguments.config_path else []
+    config = parse_args([*file, *overrides], Program("", config_optional=True))
+    known = bool(file) or config.says("net_name")
     if arguments.output is None:
         arguments.output = Path(arguments.source.with_suffix(f".{arguments.to}").name)
         if arguments.output.exists():
@@ -138,15 +137,12 @@ def convert(argv: Sequence[str]) -> int:
     from covpool.checkpoints import convert_file, read_parameters
     from covpool.checkpoints.loading import resnet_keys
 
-    if not (arguments.config_path or (config and config.says("net_name"))):
-        keys = {}
-        if arguments.backbone_only:
-            keys = resnet_keys({name: p.shape for name, p in read_parameters(arguments.source).items()})
-        if not keys and (arguments.to == "ckpt" or classes or arguments.backbone_only):
-            parser.error("which network? Give --config_path=FILE, or keys: --net_name=resnet50 --pooling=dropcov")
-        config = (config or Config()).replace(**keys) if keys else None
-
-    if config is not None:
+    if not known and arguments.backbone_only:
+        keys = resnet_keys({name: p.shape for name, p in read_parameters(arguments.source).items()})
+        config, known = config.replace(**keys), bool(keys)
+    if not known and (arguments.to == "ckpt" or classes or arguments.backbone_only):
+        parser.error("which network? Give --config_path=FILE, or keys: --net_name=resnet50 --pooling=dropcov")
+    if known:
         ms.set_seed(config.seed)
         network = build_model(config if classes is None else config.replace(class_num=classes))
     report = convert_file(

@@ -35,15 +35,6 @@ def contradictions(config: Any) -> list[str]:
             f"cooldown_epochs = {config.cooldown_epochs}: {config.lr_decay_mode} does not end at lr_end as linear, "
             "cosine and one_cycle do"
         )
-    without_effect = {
-        "distillation": config.distillation != default.distillation and not config.teacher,
-        "distillation_alpha": config.distillation_alpha != default.distillation_alpha and not config.teacher,
-        "clip_mode": config.clip_mode != default.clip_mode and config.clip_grad is None,
-        "focal_gamma": config.focal_gamma != default.focal_gamma and config.loss != "focal",
-    }
-    needed = {"clip_mode": "clip_grad", "focal_gamma": "loss = focal"}
-    for key in [key for key, idle in without_effect.items() if idle]:
-        found.append(f"{key} = {plain(getattr(config, key))}: has no effect without {needed.get(key, 'teacher')}")
     if config.warmup_epochs and config.lr_decay_mode == "one_cycle":
         found.append(f"warmup_epochs = {config.warmup_epochs}: lr_decay_mode = one_cycle has its own warm-up; give 0")
     if config.lr_base is not None and config.lr_max != default.lr_max:
@@ -93,6 +84,15 @@ def contradictions(config: Any) -> list[str]:
     of_others = {"betas": config.betas is not None, "eps": config.eps is not None}
     for key in [key for key, given in without.get(config.optimizer, of_others).items() if given]:
         found.append(f"{key} = {plain(getattr(config, key))}: optimizer = {config.optimizer} has none")
+    without_effect = {
+        "distillation": config.distillation != default.distillation and not config.teacher,
+        "distillation_alpha": config.distillation_alpha != default.distillation_alpha and not config.teacher,
+        "clip_mode": config.clip_mode != default.clip_mode and config.clip_grad is None,
+        "focal_gamma": config.focal_gamma != default.focal_gamma and config.loss != "focal",
+    }
+    needed = {"clip_mode": "clip_grad", "focal_gamma": "loss = focal"}
+    for key in [key for key, idle in without_effect.items() if idle]:
+        found.append(f"{key} = {plain(getattr(config, key))}: has no effect without {needed.get(key, 'teacher')}")
     if config.cpu_kernels == "compiled" and (config.device_target != "CPU" or config.amp_level != "O0"):
         found.append("cpu_kernels = compiled: needs device_target = CPU and amp_level = O0")
     if config.recompute and (config.mode_name != "GRAPH" or config.cpu_kernels == "compiled"):

@@ -6,7 +6,8 @@ from covpool.evaluation.evaluate import (
     describe_overflow,
     evaluate,
     numpy_batches,
+    outputs,
     write_report,
 )
 
-__all__ = ["Evaluation", "count_batch", "describe_overflow", "evaluate", "numpy_batches", "write_report"]
+__all__ = ["Evaluation", "count_batch", "describe_overflow", "evaluate", "numpy_batches", "outputs", "write_report"]

@@ -139,6 +139,14 @@ def evaluate(
     return Evaluation(correct, correct_5, total, loss, int(found[:, 0].sum()), first, confusion, mistakes)
 
 
+def outputs(network: nn.Cell, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Outputs (n, ...) of images (n, C, H, W), computed in batches of one size: zeros fill the last one up."""
+    filled = np.zeros((-(-len(images) // batch_size) * batch_size, *images.shape[1:]), images.dtype)
+    filled[: len(images)] = images
+    parts = [network(ms.Tensor(part)).asnumpy() for part in np.split(filled, len(filled) // batch_size)]
+    return np.concatenate(parts)[: len(images)]
+
+
 def _most_confident(rows: np.ndarray) -> tuple[Mistake, ...]:
     """The first of rows (n, 4) of probability, number, class and predicted class; a number below 0 stands for none."""
     order = np.lexsort((rows[:, 1], -rows[:, 0]))

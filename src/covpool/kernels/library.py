@@ -146,9 +146,9 @@ def hand_over_solver(library: Path) -> None:
     kernels.set_solver.argtypes = [ctypes.c_void_p]
     kernels.set_solver(python.PyCapsule_GetPointer(capsule, python.PyCapsule_GetName(capsule)))
     for path in (Path(scipy.__file__).parent.parent / "scipy.libs").glob("*openblas*"):
+        blas = ctypes.CDLL(str(path))
         for name in ("openblas_set_num_threads", "scipy_openblas_set_num_threads"):
-            if hasattr(blas := ctypes.CDLL(str(path)), name):
-                getattr(blas, name)(1)
+            getattr(blas, name, lambda threads: None)(1)
 
 
 def _processor() -> str:

@@ -13,7 +13,7 @@ from covpool.build import build_dataset, build_model, build_source, with_checkpo
 from covpool.checkpoints.format import load_network, read_checkpoint
 from covpool.config import Config
 from covpool.errors import UserError
-from covpool.evaluation import numpy_batches
+from covpool.evaluation import numpy_batches, outputs
 from covpool.runtime.distributed import World
 
 
@@ -35,11 +35,9 @@ def pooled_vectors(file: Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
     network = build_model(described)
     load_network(network, checkpoint)
     source = build_source(described.replace(class_num="auto"), config.split, world)
-    pooled, vectors, classes, size = _Pooled(network).set_train(False), [], [], config.batch_size
+    pooled, vectors, classes = _Pooled(network).set_train(False), [], []
     for images, labels in numpy_batches(build_dataset(described, source, False, world)):
-        filled = np.zeros((size, *images.shape[1:]), images.dtype)  # one graph for all batches
-        filled[: len(images)] = images
-        vectors.append(pooled(ms.Tensor(filled)).asnumpy()[: len(images)])
+        vectors.append(outputs(pooled, images, config.batch_size))
         classes.append(labels)
     found = np.concatenate(vectors)
     lengths = np.linalg.norm(found, axis=1, keepdims=True)

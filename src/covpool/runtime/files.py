@@ -144,7 +144,7 @@ def user_cache() -> Path:
     try:
         return (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindspore-gcp").absolute()
     except RuntimeError as error:
-        raise UserError("there is no home folder to keep compiled kernels in: set XDG_CACHE_HOME", 2) from error
+        raise UserError("there is no home folder to keep what is compiled in: set XDG_CACHE_HOME", 2) from error
 
 
 def own_folder(folder: Path) -> Path:

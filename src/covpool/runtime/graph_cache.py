@@ -39,7 +39,7 @@ _MOST = 100  # graphs that are kept, about a megabyte each
 # Packages whose sources the digest has, or whose versions: what else a cell holds may compute something else tomorrow.
 _DESCRIBED = ("builtins", "collections", "covpool", "functools", "mindcv", "mindspore", "numpy")
 _SETTINGS = re.compile("MS_(DEV|ENABLE|JIT|DISABLE)_.*")  # variables that change what MindSpore makes of a graph
-# What every cell has, and what of it shapes a graph; the rest are counters, times and hooks that are None.
+# What every cell has, and what of it shapes a graph; the rest are counters and times; a hook is refused.
 _OF_CELLS = frozenset(vars(nn.Cell())) | {"_cell_init_args", "_cell_tag", "instance_key"}
 _SHAPING = (
     *("training", "mixed_precision_type", "_amp_level", "requires_grad", "_has_config_recompute", "has_bprop"),
@@ -119,7 +119,7 @@ class _Describer:
 
     def __init__(self, digest: Any) -> None:
         self._digest = digest
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, tuple[int, Any]] = {}  # by id, which no other object gets as long as this one is here
 
     def add(self, value: Any) -> None:
         if isinstance(value, _PLAIN):
@@ -153,9 +153,9 @@ class _Describer:
         elif isinstance(value, type):
             self._put(f"class {value.__module__}.{value.__qualname__}")
         elif id(value) in self._seen:
-            self._put(f"again {self._seen[id(value)]}")
+            self._put(f"again {self._seen[id(value)][0]}")
         else:
-            self._seen[id(value)] = len(self._seen)
+            self._seen[id(value)] = len(self._seen), value
             self._add_object(value)
 
     def _add_object(self, value: Any) -> None:

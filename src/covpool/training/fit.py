@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from covpool.build import batch_mixing, build_dataset
+from covpool.build import build_dataset
 from covpool.checkpoints.state import Progress
 from covpool.config import Config
 from covpool.data import pipeline_errors
@@ -61,9 +61,7 @@ def fit(config: Config, world: World, stop: StopRequest | None = None) -> Summar
         run = prepare(config, world, folder)  # writes nothing: what is wrong shows before the run folder changes
         begin(run, log)
         config, started = run.config, time.monotonic()
-        parts = 1 if config.accumulate_steps == 1 else 2 + (batch_mixing(config) is not None)  # mixing, step, update
-        graphs = parts + (run.val is not None)
-        with stop.deferring(), kept(config, run.model.train_network, graphs, world) as compiling:
+        with stop.deferring(), kept(config, run.model.train_network, run.graphs, world) as compiling:
             for epoch in range(run.start.epoch, config.epoch_size):
                 with compiling():
                     progress = _train(run, epoch, stop)

@@ -62,6 +62,12 @@ class Training:
     resumed: Checkpoint | None  # what it goes on from
     bad_images: dict[str, str]  # for each split what is to be remembered of its bad images
 
+    @property
+    def graphs(self) -> int:
+        """How many MindSpore compiles: the step, or its mixing, parts and update; and the evaluation."""
+        of_parts = 2 + (batch_mixing(self.config) is not None)
+        return (1 if self.config.accumulate_steps == 1 else of_parts) + (self.val is not None)
+
 
 def prepare(config: Config, world: World, folder: RunFolder) -> Training:
     """Open the data, build and restore everything; the run folder is read, not written.
@@ -131,7 +137,7 @@ def _tell_other_kernels(checkpoint: Checkpoint, now: str) -> None:
             "%s was trained with other CPU kernels (%s, here %s): from here on results differ from those of an "
             "uninterrupted training, by rounding",
             checkpoint.path,
-            printable(str(before)),
+            printable(before),
             now,
         )
 

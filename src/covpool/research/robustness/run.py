@@ -17,7 +17,7 @@ from covpool.build import architecture, build_dataset, build_model, image_transf
 from covpool.checkpoints.format import Checkpoint, load_network, read_checkpoint
 from covpool.config import Config
 from covpool.data.image_folder import FolderSource, class_names
-from covpool.evaluation import Evaluation, describe_overflow, evaluate, numpy_batches
+from covpool.evaluation import Evaluation, describe_overflow, evaluate, numpy_batches, outputs
 from covpool.evaluation.run import Show, check_result_path, deliver
 from covpool.kernels import for_evaluation
 from covpool.research.robustness.metrics import corruption_summary, flip_rate, plot_bars
@@ -163,7 +163,7 @@ def _perturbations(job: _Job) -> _Figures:
         with ThreadPoolExecutor(config.num_workers or available_cores()) as pool:
             films = pool.map(lambda path: read_frames(path, config.eval_image_size), mine)
             for path, frames in zip(mine, job.bar(films, len(mine), f"{name} sequence")):
-                logits = _logits(job, transform.normalise_frames(frames))
+                logits = outputs(job.computed, transform.normalise_frames(frames), config.batch_size)
                 if not np.isfinite(logits).all():
                     job.problem = job.problem or f"frames of {path} give NaN or infinite logits"
                 flips += flip_rate([logits.argmax(1)], against_first="noise" in name)
@@ -173,15 +173,6 @@ def _perturbations(job: _Job) -> _Figures:
         job.problem = job.problem or "frames give NaN or infinite logits on another rank"
     figures = {"mean_flip_rate": float(np.mean(list(rates.values()))), "flip_rates": rates, "sequences": count}
     return figures, {f"{name} (flips)": 100 * rate for name, rate in rates.items()}
-
-
-def _logits(job: _Job, images: np.ndarray) -> np.ndarray:
-    """Logits (T, K) of images (T, C, H, W)."""
-    size = job.config.batch_size
-    filled = np.zeros((-(-len(images) // size) * size, *images.shape[1:]), np.float32)
-    filled[: len(images)] = images
-    parts = [job.computed(ms.Tensor(part)).asnumpy() for part in np.split(filled, len(filled) // size)]
-    return np.concatenate(parts)[: len(images)]
 
 
 _SETS = {
